@@ -1,0 +1,3 @@
+//! The street door: arguments and exit codes, nothing else.
+
+fn main() {}

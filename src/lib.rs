@@ -10,6 +10,7 @@
 // floor 5: wings and side rooms
 
 // floor 4: in force, inside, the way out
+pub mod sessions;
 pub mod snapshot;
 
 // floor 3: organs with threads, files and keys
@@ -27,6 +28,7 @@ pub mod policy {
 
 // floor 1: tools, mechanism without opinion
 pub mod config;
+pub mod socket;
 pub mod telemetry;
 pub mod workers;
 

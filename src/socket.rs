@@ -1,0 +1,41 @@
+//! Every socket is made here.
+//!
+//! Listening and connecting for the ingress; dialling from the fixed address has options of its own and stands in
+//! `socket/fixed`. Nothing here resolves a name.
+
+use std::io;
+use std::net::SocketAddr;
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::TcpStream;
+
+/// Connections that the kernel queues before we accept them.
+const BACKLOG: i32 = 1024;
+
+/// A non-blocking listener; `SO_REUSEADDR`, and IPv6 only for IPv6 addresses.
+pub fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Connects to an upstream, from any local address, without delay of small writes.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "this is the room that makes sockets"
+)]
+pub async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}

@@ -8,6 +8,8 @@
 // floor 6: the roof
 
 // floor 5: wings and side rooms
+pub mod admin;
+pub mod listener;
 
 // floor 4: in force, inside, the way out
 pub mod sessions;

@@ -9,20 +9,24 @@
 
 // floor 5: wings and side rooms
 pub mod admin;
+pub mod egress;
 pub mod listener;
 
 // floor 4: in force, inside, the way out
+pub mod dial;
 pub mod sessions;
 pub mod snapshot;
 
 // floor 3: organs with threads, files and keys
 pub mod audit;
+pub mod resolve;
 
 // floor 2: judges, pure
 pub mod limit;
 pub mod record;
 /// Judges of addresses, routes and destinations.
 pub mod policy {
+    pub mod address;
     pub mod allow_list;
     pub mod destination;
     pub mod route;
@@ -30,8 +34,13 @@ pub mod policy {
 
 // floor 1: tools, mechanism without opinion
 pub mod config;
+pub mod relay;
 pub mod socket;
 pub mod telemetry;
+/// Formats of the wire: parsers and writers without I/O.
+pub mod wire {
+    pub mod socks;
+}
 pub mod workers;
 
 // floor 0: words

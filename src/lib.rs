@@ -11,6 +11,7 @@
 pub mod admin;
 pub mod egress;
 pub mod listener;
+pub mod reload;
 
 // floor 4: in force, inside, the way out
 pub mod dial;
@@ -20,6 +21,7 @@ pub mod snapshot;
 // floor 3: organs with threads, files and keys
 pub mod audit;
 pub mod resolve;
+pub mod tls;
 
 // floor 2: judges, pure
 pub mod limit;

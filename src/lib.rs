@@ -8,6 +8,7 @@
 // floor 6: the roof
 
 // floor 5: wings and side rooms
+pub mod ingress;
 
 // floor 4: in force, inside, the way out
 pub mod sessions;
@@ -15,6 +16,7 @@ pub mod snapshot;
 
 // floor 3: organs with threads, files and keys
 pub mod audit;
+pub mod tls;
 
 // floor 2: judges, pure
 pub mod limit;
@@ -30,6 +32,11 @@ pub mod policy {
 pub mod config;
 pub mod socket;
 pub mod telemetry;
+/// Bytes of foreign protocols.
+pub mod wire {
+    pub mod http;
+    pub mod proxy_protocol;
+}
 pub mod workers;
 
 // floor 0: words

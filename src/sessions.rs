@@ -161,9 +161,10 @@ impl Session {
 
     async fn until(&self, reached: impl FnMut(&Stage) -> bool) -> Stage {
         let mut stage = self.stage.clone();
-        match stage.wait_for(reached).await {
-            Ok(stage) => *stage,
-            Err(_) => std::future::pending().await, // cannot be: the sender lives as long as this session
+        let stage = stage.wait_for(reached).await.ok().map(|stage| *stage); // the guard must not be held on
+        match stage {
+            Some(stage) => stage,
+            None => std::future::pending().await, // cannot be: the sender lives as long as this session
         }
     }
 }

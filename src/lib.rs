@@ -10,6 +10,7 @@
 // floor 5: wings and side rooms
 pub mod admin;
 pub mod egress;
+pub mod ingress;
 pub mod listener;
 pub mod reload;
 
@@ -41,6 +42,8 @@ pub mod socket;
 pub mod telemetry;
 /// Formats of the wire: parsers and writers without I/O.
 pub mod wire {
+    pub mod http;
+    pub mod proxy_protocol;
     pub mod socks;
 }
 pub mod workers;

@@ -227,7 +227,7 @@ fn exit(egress: &typed::Egress) -> Exit {
             .iter()
             .map(|f| Arc::new(forward(f)))
             .collect(),
-        destinations: destinations(egress),
+        destinations: Destinations::new(&egress.policy),
     }
 }
 
@@ -251,18 +251,8 @@ fn forward(forward: &typed::Forward) -> Forward {
         listen: forward.listen,
         from: set(&forward.from),
         to: forward.to.clone(),
-        destinations: own_destination(forward),
+        destinations: Destinations::only(&forward.name, &forward.to, &forward.addresses),
     }
-}
-
-fn destinations(egress: &typed::Egress) -> Destinations {
-    let _ = &egress.policy;
-    Destinations::default()
-}
-
-fn own_destination(forward: &typed::Forward) -> Destinations {
-    let _ = (&forward.to, &forward.addresses);
-    Destinations::default()
 }
 
 fn redaction(audit: &typed::Audit) -> Redaction {

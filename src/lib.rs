@@ -28,6 +28,7 @@ pub mod policy {
 
 // floor 1: tools, mechanism without opinion
 pub mod config;
+pub(crate) mod disk;
 pub mod socket;
 pub mod telemetry;
 pub mod workers;

@@ -37,6 +37,7 @@ pub mod policy {
 
 // floor 1: tools, mechanism without opinion
 pub mod config;
+pub(crate) mod disk;
 pub mod relay;
 pub mod socket;
 pub mod telemetry;

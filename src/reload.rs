@@ -96,7 +96,7 @@ impl Reloader {
         if let Some(mistakes) = Mistakes::new(unchangeable(&old.config, &config)) {
             return Err(mistakes);
         }
-        let snapshot = Snapshot::compile(config, old.generation + 1)?;
+        let snapshot = Snapshot::compile(config, old.generation + 1, self.journal.tag_key())?;
         let (before, after) = (old.listens(), snapshot.listens());
         let within = |list: &[Listen], one: &Listen| list.iter().any(|l| l.address == one.address);
         let (keeps, opens) = after.into_iter().partition(|l| within(&before, l));

@@ -16,7 +16,7 @@ use crate::limit::Quota;
 use crate::policy::allow_list::AllowList;
 use crate::policy::destination::Destinations;
 use crate::policy::route::Routes;
-use crate::record::Redaction;
+use crate::record::{Redaction, TagKey};
 use crate::tls;
 
 /// One compiled configuration.
@@ -113,11 +113,12 @@ pub struct Listen {
 }
 
 impl Snapshot {
-    /// Gives `config` its form for use: lists as sets, limits as quotas, certificates read and checked.
+    /// Gives `config` its form for use: lists as sets, limits as quotas, certificates read and checked. `tag_key` is
+    /// the journal's.
     ///
     /// # Errors
     /// What only shows now, at its place in the file: a certificate or key that cannot be used.
-    pub fn compile(config: Config, generation: u64) -> Result<Self, Mistakes> {
+    pub fn compile(config: Config, generation: u64, tag_key: TagKey) -> Result<Self, Mistakes> {
         let mut mistakes = Vec::new();
         let mut ingress = Vec::new();
         for (at, entry) in config.ingress.iter().enumerate() {
@@ -133,7 +134,11 @@ impl Snapshot {
             generation,
             ingress,
             egress: config.egress.as_ref().map(|e| Arc::new(exit(e))),
-            redaction: Arc::new(redaction(&config.audit)),
+            redaction: Arc::new(Redaction::new(
+                &config.audit.query_values,
+                &config.audit.secret_paths,
+                tag_key,
+            )),
             hash: hash(config.source.text()),
             config,
         })
@@ -252,13 +257,6 @@ fn forward(forward: &typed::Forward) -> Forward {
         from: set(&forward.from),
         to: forward.to.clone(),
         destinations: Destinations::only(&forward.name, &forward.to, &forward.addresses),
-    }
-}
-
-fn redaction(audit: &typed::Audit) -> Redaction {
-    Redaction {
-        query_values: audit.query_values.clone(),
-        secret_paths: audit.secret_paths.clone(),
     }
 }
 

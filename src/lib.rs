@@ -4,8 +4,10 @@
 //! folder; `tests/house.rs` checks it. `ARCHITECTURE.md` tells the two ways through the house.
 
 // floor 7: commands
+pub mod cli;
 
 // floor 6: the roof
+pub mod app;
 
 // floor 5: wings and side rooms
 pub mod admin;

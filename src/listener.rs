@@ -66,6 +66,11 @@ impl Bound {
         self.address
     }
 
+    /// The socket itself, for whoever accepts on a runtime of its own.
+    pub fn into_socket(self) -> std::net::TcpListener {
+        self.socket
+    }
+
     /// Starts to accept on worker `seat`; `serve` runs on the worker that a connection was handed to.
     pub fn accept<F, S>(self, way: Way, seat: usize, reception: Reception, serve: S) -> Listener
     where

@@ -32,24 +32,9 @@ pub struct Prepared {
     snapshot: Snapshot,
     /// What is probably not as meant.
     pub warnings: Vec<Warning>,
-    /// To be bound before the change, with their places in the new snapshot.
-    pub opens: Vec<Listen>,
-    /// To be closed after it, with their places in the old one.
-    pub closes: Vec<Listen>,
-    /// On an address that is bound already, with their purpose and place in the new snapshot.
-    pub keeps: Vec<Listen>,
 }
 
 impl Reloader {
-    /// Reads the file again, prepares and enacts it: for when no listener is to be bound or closed.
-    ///
-    /// # Errors
-    /// As [`Self::prepare`].
-    pub fn reload(&mut self) -> Result<u64, Mistakes> {
-        let prepared = self.prepare()?;
-        Ok(self.enact(prepared))
-    }
-
     /// Reads the file again and compiles it. Blocks on file access.
     ///
     /// # Errors
@@ -97,19 +82,10 @@ impl Reloader {
             return Err(mistakes);
         }
         let snapshot = Snapshot::compile(config, old.generation + 1, self.journal.tag_key())?;
-        let (before, after) = (old.listens(), snapshot.listens());
-        let within = |list: &[Listen], one: &Listen| list.iter().any(|l| l.address == one.address);
-        let (keeps, opens) = after.into_iter().partition(|l| within(&before, l));
-        let closes = before
-            .into_iter()
-            .filter(|l| !within(&snapshot.listens(), l));
-        Ok(Prepared {
-            warnings,
-            opens,
-            closes: closes.collect(),
-            keeps,
-            snapshot,
-        })
+        if let Some(mistakes) = Mistakes::new(turned(&old, &snapshot)) {
+            return Err(mistakes);
+        }
+        Ok(Prepared { snapshot, warnings })
     }
 
     fn refused(&self, mistakes: usize, first: &str) {
@@ -129,6 +105,24 @@ impl Prepared {
     pub fn snapshot(&self) -> &Snapshot {
         &self.snapshot
     }
+}
+
+/// A remark for each address that would lead elsewhere: it cannot be bound anew while it is bound.
+fn turned(old: &Snapshot, new: &Snapshot) -> Vec<Remark> {
+    let before = old.listens();
+    let elsewhere =
+        |(leads, address): &Listen| before.iter().any(|(was, a)| a == address && was != leads);
+    let remark = |(_, address): Listen| {
+        let problem = format!("{address} serves another purpose while running");
+        new.config
+            .source
+            .remark("listen", problem, "choose another address, or restart")
+    };
+    new.listens()
+        .into_iter()
+        .filter(elsewhere)
+        .map(remark)
+        .collect()
 }
 
 /// A remark for each key whose value was built into the running process and is another one now.

@@ -90,27 +90,19 @@ pub struct Forward {
     pub destinations: Destinations,
 }
 
-/// What a bound socket is for.
-#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub enum Kind {
-    /// `egress.forward`
-    Forward,
-    /// `egress.listener`
-    Gate,
+/// Where the connections of a bound socket lead.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Leads {
+    /// `egress.listener` and `egress.forward`: which of them it is, is looked up for each connection.
+    Out,
     /// `ingress.listen`
-    Ingress,
+    In,
     /// `ingress.redirect_http`
     Redirect,
 }
 
-/// A socket to be bound: its purpose and its place in [`Snapshot::ingress`], [`Exit::listeners`] or
-/// [`Exit::forwards`].
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Listen {
-    pub kind: Kind,
-    pub address: SocketAddr,
-    pub at: usize,
-}
+/// A socket to be bound, and where it leads.
+pub type Listen = (Leads, SocketAddr);
 
 impl Snapshot {
     /// Gives `config` its form for use: lists as sets, limits as quotas, certificates read and checked. `tag_key` is
@@ -146,25 +138,13 @@ impl Snapshot {
 
     /// Every socket that this configuration wants bound, but for the admin listener.
     pub fn listens(&self) -> Vec<Listen> {
-        let mut listens = Vec::new();
-        let mut add = |kind, at, address| listens.push(Listen { kind, address, at });
-        for (at, entrance) in self.ingress.iter().enumerate() {
-            for address in &entrance.listen {
-                add(Kind::Ingress, at, *address);
-            }
-            for address in &entrance.redirect_http {
-                add(Kind::Redirect, at, *address);
-            }
-        }
-        if let Some(exit) = &self.egress {
-            for (at, gate) in exit.listeners.iter().enumerate() {
-                add(Kind::Gate, at, gate.listen);
-            }
-            for (at, forward) in exit.forwards.iter().enumerate() {
-                add(Kind::Forward, at, forward.listen);
-            }
-        }
-        listens
+        let entrances = || self.ingress.iter();
+        let tls = entrances().flat_map(|e| e.listen.iter().map(|a| (Leads::In, *a)));
+        let plain = entrances().flat_map(|e| e.redirect_http.iter().map(|a| (Leads::Redirect, *a)));
+        let exits = || self.egress.iter();
+        let gates = exits().flat_map(|e| e.listeners.iter().map(|g| (Leads::Out, g.listen)));
+        let forwards = exits().flat_map(|e| e.forwards.iter().map(|f| (Leads::Out, f.listen)));
+        tls.chain(plain).chain(gates).chain(forwards).collect()
     }
 }
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use aws_lc_rs::hmac;
 
 use super::json::Text;
+use crate::clock;
 
 /// The key of all tags of one installation.
 #[derive(Clone)]
@@ -38,6 +39,13 @@ const TAG_BYTES: usize = TAG_PREFIX.len() + TAG_DIGITS;
 const QUERY_NAME_BYTES_MAX: usize = 64;
 
 impl TagKey {
+    /// A new one.
+    pub fn draw() -> Self {
+        let mut bytes = [0; TAG_KEY_BYTES];
+        clock::draw(&mut bytes);
+        Self::new(&bytes)
+    }
+
     /// From 32 random bytes.
     pub fn new(bytes: &[u8; TAG_KEY_BYTES]) -> Self {
         Self(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, bytes)))

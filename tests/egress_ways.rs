@@ -830,6 +830,26 @@ async fn a_head_and_a_greeting_that_do_not_come_are_not_waited_for() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_kept_connection_that_asks_no_more_is_closed() {
+    let (mirror, _) = mirror().await;
+    let house = House::new(Plan::default()).await;
+    let mut tcp = house.connect().await;
+    tcp.write_all(format!("GET http://{mirror}/ HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes())
+        .await
+        .unwrap();
+    let started = tokio::time::Instant::now();
+    let mut answer = Vec::new();
+    tcp.read_to_end(&mut answer).await.unwrap();
+    assert!(
+        answer.starts_with(b"HTTP/1.1 200 "),
+        "{}",
+        String::from_utf8_lossy(&answer)
+    );
+    let waited = started.elapsed();
+    assert!((9..=13).contains(&waited.as_secs()), "{waited:?}");
+}
+
 /// Answers questions about A (1) and AAAA (28) records; the number of questions is counted.
 async fn name_server(
     answer: fn(&str, u16) -> Option<Vec<Vec<u8>>>,
@@ -1028,4 +1048,80 @@ async fn a_client_that_goes_away_during_the_dial_is_not_dialled_for() {
     })
     .await
     .expect("the ask ended with its client");
+}
+
+#[tokio::test]
+async fn absolute_form_streams_both_ways() {
+    let listener = listen("127.0.0.9").await;
+    let at = listener.local_addr().unwrap();
+    let house = House::new(Plan::default()).await;
+    let mut tcp = house.connect().await;
+    let request = format!(
+        "POST http://{at}/ HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n"
+    );
+    tcp.write_all(request.as_bytes()).await.unwrap();
+    let (mut far, _) = listener.accept().await.unwrap();
+    let got = head(&mut far).await.to_lowercase();
+    assert!(got.contains("transfer-encoding: chunked"), "{got}");
+    let mut chunk = [0; 8];
+    far.read_exact(&mut chunk).await.unwrap();
+    assert_eq!(&chunk, b"3\r\none\r\n");
+    far.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n").await.unwrap();
+    head(&mut tcp).await;
+    let mut event = [0; 10];
+    tcp.read_exact(&mut event).await.unwrap();
+    assert_eq!(&event, b"5\r\nfirst\r\n");
+    tcp.write_all(b"3\r\ntwo\r\n0\r\n\r\n").await.unwrap();
+    let mut rest = [0; 13];
+    far.read_exact(&mut rest).await.unwrap();
+    assert_eq!(&rest, b"3\r\ntwo\r\n0\r\n\r\n");
+    // A destination that breaks off in the middle: the client must not take it for an end.
+    drop(far);
+    let mut tail = Vec::new();
+    tcp.read_to_end(&mut tail).await.ok();
+    assert!(!tail.ends_with(b"0\r\n\r\n"), "{tail:?}");
+}
+
+#[tokio::test]
+async fn a_kept_connection_serves_head_and_empty_answers() {
+    let listener = listen("127.0.0.9").await;
+    let at = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut tcp, _)) = listener.accept().await {
+            let asked = head(&mut tcp).await;
+            let answer: &[u8] = match asked.split(' ').next().unwrap() {
+                "HEAD" => b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n",
+                "DELETE" => b"HTTP/1.1 204 No Content\r\n\r\n",
+                _ => b"HTTP/1.0 200 OK\r\n\r\nuntil the end",
+            };
+            tcp.write_all(answer).await.unwrap();
+        }
+    });
+    let house = House::new(Plan::default()).await;
+    let mut tcp = house.connect().await;
+    for (method, status) in [("HEAD", 200), ("DELETE", 204), ("HEAD", 200)] {
+        tcp.write_all(format!("{method} http://{at}/ HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes())
+            .await
+            .unwrap();
+        let head = head(&mut tcp).await;
+        assert!(
+            head.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{method}: {head}"
+        );
+    }
+    tcp.write_all(
+        format!("GET http://{at}/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes(),
+    )
+    .await
+    .unwrap();
+    let mut rest = String::new();
+    tcp.read_to_string(&mut rest).await.unwrap();
+    assert!(rest.contains("until the end"), "{rest}");
+    timeout(SOON, async {
+        while !house.sessions.is_empty() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .expect("nothing stays behind");
 }

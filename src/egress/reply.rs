@@ -76,7 +76,12 @@ pub(super) fn outcome(end: &End<Refusal>) -> Outcome {
     match end {
         End::Finished => Outcome::Served,
         End::Idle => Outcome::Failed(Refusal::ConnectionIdle),
-        End::Broken(_) => Outcome::Aborted,
+        End::Broken {
+            destination: true, ..
+        } => Outcome::Failed(Refusal::DestinationBroken),
+        End::Broken {
+            destination: false, ..
+        } => Outcome::Aborted,
         End::Stopped(refusal) => Outcome::Failed(*refusal),
     }
 }

@@ -218,6 +218,31 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_address_that_is_silent_does_not_hold_up_the_next() {
+        let silent =
+            socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        let at: SocketAddr = "127.0.0.9:0".parse().unwrap();
+        silent.bind(&at.into()).unwrap();
+        silent.listen(0).unwrap();
+        let full = silent.local_addr().unwrap().as_socket().unwrap();
+        let mut held = Vec::new();
+        while let Ok(Ok(tcp)) = timeout(STAGGER, crate::socket::connect(full)).await {
+            held.push(tcp);
+        }
+        let good = SocketAddr::new("127.0.0.10".parse().unwrap(), full.port());
+        let _listener = crate::socket::listen(good).unwrap();
+        let began = crate::clock::now();
+        let both = checked(&["127.0.0.9", "127.0.0.10"], full.port());
+        let stream = race(&both, &from("127.0.0.7")).await.unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), good);
+        assert!(
+            (STAGGER..4 * STAGGER).contains(&began.elapsed()),
+            "{:?}",
+            began.elapsed()
+        );
+    }
+
+    #[tokio::test]
     async fn failures_say_what_is_the_matter() {
         let failure = race(&checked(&["127.0.0.3"], 9), &from("127.0.0.7"))
             .await

@@ -131,7 +131,7 @@ impl Egress {
             Err(refusal) => {
                 let target = ask.destination.to_string();
                 self.denied(ask.listen, ask.peer, &target, refusal);
-                reply.refuse(ask.id, refusal).await;
+                reply.refuse(ask.id, refusal, session).await;
                 return;
             }
         };
@@ -139,7 +139,7 @@ impl Egress {
             Ok(admitted) => admitted,
             Err(refusal) => {
                 self.metrics.refused(Way::Egress, refusal);
-                reply.refuse(ask.id, refusal).await;
+                reply.refuse(ask.id, refusal, session).await;
                 return;
             }
         };
@@ -214,7 +214,7 @@ impl Egress {
         let dialled = match dialled {
             Ok(dialled) => dialled,
             Err(refusal) => {
-                let status = reply.refuse(ask.id, refusal).await;
+                let status = reply.refuse(ask.id, refusal, session).await;
                 let outcome = Outcome::Failed(refusal);
                 return after(Carried { outcome, status }, None, &Flow::default());
             }

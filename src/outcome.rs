@@ -120,9 +120,9 @@ refusals! {
     /// Proxy credentials are missing or wrong.
     CredentialsRequired = "credentials_required", Client, 407, 2, "http_request_denied",
         "valid proxy credentials are required";
-    /// The destination broke off its answer or answered with something that is not HTTP.
+    /// The destination reset the connection, broke off its answer, or answered with something that is not HTTP.
     DestinationBroken = "destination_broken", Remote, 502, 1, "http_response_incomplete",
-        "the destination broke off its answer, or does not speak HTTP";
+        "the destination broke off, or does not speak HTTP";
     /// No policy allows this destination or port.
     DestinationDenied = "destination_denied", Policy, 403, 2, "http_request_denied",
         "no egress policy allows this destination; ask the operator to add it";

@@ -49,20 +49,15 @@ impl Grounds {
 
 impl Ground {
     fn new(config: &Config) -> Self {
-        let servers = config.egress.as_ref().map(|e| e.resolvers.as_slice());
-        let resolver = match Resolver::new(servers.unwrap_or_default()) {
-            Ok(resolver) => Some(Arc::new(resolver)),
-            Err(error) => {
-                tracing::error!(%error, cause = ?std::error::Error::source(&error), "names cannot be resolved");
-                None
-            }
-        };
         let own = Arc::new(own(config, HashSet::new()));
+        let resolver = None;
         Self { resolver, own }.looked_again(config)
     }
 
     /// With the addresses that the machine has now. If they cannot be read, those known before still count.
-    fn looked_again(self, config: &Config) -> Self {
+    /// If there was no resolver, there may be one now.
+    fn looked_again(mut self, config: &Config) -> Self {
+        self.resolver = self.resolver.or_else(|| resolver(config));
         match local_addresses() {
             Ok(local) => Self {
                 own: Arc::new(own(config, local)),
@@ -78,6 +73,18 @@ impl Ground {
     /// The resolver, if a name server is known.
     pub(super) fn resolver(&self) -> Result<&Resolver, Refusal> {
         self.resolver.as_deref().ok_or(Refusal::ResolveFailed)
+    }
+}
+
+fn resolver(config: &Config) -> Option<Arc<Resolver>> {
+    let servers = config.egress.as_ref().map(|e| e.resolvers.as_slice());
+    match Resolver::new(servers.unwrap_or_default()) {
+        Ok(resolver) => Some(Arc::new(resolver)),
+        Err(error) => {
+            let cause = std::error::Error::source(&error).map(ToString::to_string);
+            tracing::error!(%error, cause, "names cannot be resolved; set `egress.resolver.servers` or mend /etc/resolv.conf");
+            None
+        }
     }
 }
 

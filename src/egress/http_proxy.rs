@@ -21,6 +21,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
@@ -114,6 +115,9 @@ impl Client {
             Err(refusal) => {
                 let target = request.uri().authority().map_or("", |a| a.as_str());
                 self.egress.denied(self.listen, self.peer, target, refusal);
+                if request.method() == Method::CONNECT {
+                    close(hyper::upgrade::on(&mut request), &self.session);
+                }
                 return problem(id, refusal).map(Either::Left);
             }
         };
@@ -162,6 +166,19 @@ impl Client {
         };
         self.egress.denied(self.listen, self.peer, "", refusal);
     }
+}
+
+/// hyper hands the connection over after any answer to CONNECT, and after a refusal it is ours to close: in a task
+/// beside, because the record of the refusal is not to wait for it.
+fn close(upgrade: OnUpgrade, session: &Session) {
+    let session = session.fork();
+    workers::spawn(async move {
+        if let Ok(Ok(upgraded)) = timeout(HELLO_LIMIT, upgrade).await {
+            // A client that is gone needs no closing.
+            TokioIo::new(upgraded).shutdown().await.ok();
+        }
+        drop(session);
+    });
 }
 
 /// What is asked for, and through which door.
@@ -221,11 +238,11 @@ impl Tunnel {
         self.answer.closed().await;
     }
 
-    pub(super) fn refuse(self, id: Id, refusal: Refusal) -> Option<u16> {
+    pub(super) fn refuse(self, id: Id, refusal: Refusal, session: &Session) -> Option<u16> {
         // A client that is gone does not read it.
-        self.answer
-            .send(problem(id, refusal).map(Either::Left))
-            .ok();
+        let answer = problem(id, refusal).map(Either::Left);
+        self.answer.send(answer).ok()?;
+        close(self.upgrade, session);
         Some(refusal.status())
     }
 

@@ -14,6 +14,9 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
 
+use crate::sessions::Session;
+use crate::workers;
+
 /// How long the other side has to close.
 const LINGER_LIMIT: Duration = Duration::from_secs(1);
 /// How much it may still send.
@@ -35,13 +38,17 @@ impl Lingering {
     }
 }
 
-/// Writes the last bytes of a conversation and closes it.
-pub(super) async fn last_words(tcp: TcpStream, bytes: &[u8]) {
+/// Writes the last bytes of a conversation; closing goes on in a task beside, because no record is to wait for it.
+pub(super) async fn last_words(tcp: TcpStream, bytes: &[u8], session: &Session) {
     let mut lingering = Lingering::new(tcp);
-    // Whoever is gone does not read them.
-    if lingering.write_all(bytes).await.is_ok() {
-        lingering.shutdown().await.ok();
+    if lingering.write_all(bytes).await.is_err() {
+        return; // whoever is gone does not read them
     }
+    let session = session.fork();
+    workers::spawn(async move {
+        lingering.shutdown().await.ok();
+        drop(session);
+    });
 }
 
 impl AsyncRead for Lingering {

@@ -3,7 +3,7 @@
 //! It tells the reason and the identifier of the ask, and no address that a name resolved to.
 
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_TYPE, HeaderName, PROXY_AUTHENTICATE};
+use http::header::{CONNECTION, CONTENT_TYPE, HeaderName, PROXY_AUTHENTICATE, RETRY_AFTER};
 use http::{HeaderValue, Response, StatusCode};
 use http_body_util::Full;
 
@@ -35,6 +35,9 @@ pub(super) fn problem(id: Id, refusal: Refusal) -> Response<Full<Bytes>> {
     let text = format!("tollgate; error={error}; details=\"{code}\"");
     if let Ok(value) = HeaderValue::try_from(text) {
         headers.insert(PROXY_STATUS, value);
+    }
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
     }
     if refusal == Refusal::CredentialsRequired {
         let basic = HeaderValue::from_static("Basic realm=\"tollgate\", charset=\"UTF-8\"");

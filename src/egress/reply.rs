@@ -8,6 +8,7 @@ use crate::clock::Id;
 use crate::dial::Dialled;
 use crate::outcome::{Outcome, Refusal};
 use crate::relay::{End, Flow};
+use crate::sessions::Session;
 
 /// How an ask is answered and, if the answer is yes, carried out.
 pub(super) enum Reply {
@@ -34,12 +35,12 @@ impl Reply {
     }
 
     /// Says no; gives the HTTP status of the answer, if it has one.
-    pub(super) async fn refuse(self, id: Id, refusal: Refusal) -> Option<u16> {
+    pub(super) async fn refuse(self, id: Id, refusal: Refusal, session: &Session) -> Option<u16> {
         match self {
-            Self::Connect(tunnel) => tunnel.refuse(id, refusal),
+            Self::Connect(tunnel) => tunnel.refuse(id, refusal, session),
             Self::Http(exchange) => exchange.refuse(id, refusal),
             Self::Forward(caller) => caller.refuse(),
-            Self::Socks5(caller) => caller.refuse(refusal).await,
+            Self::Socks5(caller) => caller.refuse(refusal, session).await,
         }
     }
 
@@ -75,7 +76,12 @@ pub(super) fn outcome(end: &End<Refusal>) -> Outcome {
     match end {
         End::Finished => Outcome::Served,
         End::Idle => Outcome::Failed(Refusal::ConnectionIdle),
-        End::Broken(_) => Outcome::Aborted,
+        End::Broken {
+            destination: true, ..
+        } => Outcome::Failed(Refusal::DestinationBroken),
+        End::Broken {
+            destination: false, ..
+        } => Outcome::Aborted,
         End::Stopped(refusal) => Outcome::Failed(*refusal),
     }
 }

@@ -57,7 +57,7 @@ pub(super) async fn serve(
         },
     };
     egress.denied(listen, peer, "", rejected.refusal);
-    last_words(caller.tcp, &rejected.says).await;
+    last_words(caller.tcp, &rejected.says, session).await;
 }
 
 impl Caller {
@@ -153,8 +153,8 @@ impl Caller {
         silent(Refusal::Malformed)
     }
 
-    pub(super) async fn refuse(self, refusal: Refusal) -> Option<u16> {
-        last_words(self.tcp, &socks::reply(refusal.socks_reply())).await;
+    pub(super) async fn refuse(self, refusal: Refusal, session: &Session) -> Option<u16> {
+        last_words(self.tcp, &socks::reply(refusal.socks_reply()), session).await;
         None
     }
 

@@ -97,13 +97,13 @@ impl Own {
         };
         self.addresses.contains(&address)
             || address.is_loopback()
-            || address.is_unspecified()
             || embedded.is_some_and(|v4| self.addresses.contains(&v4))
     }
 }
 
 fn passes(address: IpAddr, port: u16, allowed: &Allowed, own: &Own) -> bool {
-    if own.is_door(address, port) {
+    // Connecting to the unspecified address reaches loopback, past everything said about that.
+    if address.is_unspecified() || own.is_door(address, port) {
         return false;
     }
     if allowed.addresses().contains(address) {
@@ -400,6 +400,8 @@ mod tests {
             let to = format!("10.0.0.9:{port}");
             assert!(check(&allowed(&to, &["10.0.0.9/32"], None), &ours, &own, BOTH).is_err());
         }
+        let everything = allowed("0.0.0.0:9911", &["0.0.0.0/0"], None);
+        assert!(check(&everything, &[ip("0.0.0.0")], &own, BOTH).is_err());
         let public = allowed("a.example.com:1", &[], None);
         assert!(
             check(

@@ -23,7 +23,8 @@ const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 /// Probes without answer before the connection counts as dead.
 const KEEPALIVE_PROBES: u32 = 4;
-/// Sent bytes may stay unacknowledged this long: a fixed address that moved away is noticed within it.
+/// Bytes sent to a destination may stay unacknowledged this long: a fixed address that moved away is noticed within it.
+/// Not set towards clients, because it also counts the time in which a live client reads nothing.
 const USER_TIMEOUT: Duration = Duration::from_secs(60);
 /// From `linux/in.h`; works at `IPPROTO_IP` for both families, from Linux 6.3 on.
 const IP_LOCAL_PORT_RANGE: libc::c_int = 51;
@@ -110,6 +111,7 @@ impl Source {
         socket.set_nonblocking(true)?;
         socket.set_tcp_nodelay(true)?;
         keep_alive(&socket)?;
+        socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
         let range = |(first, last): (u16, u16)| {
             LocalPortRange
                 .set(&socket, &(u32::from(last) << 16 | u32::from(first)))
@@ -133,13 +135,11 @@ pub fn is_here(address: IpAddr) -> bool {
 
 /// Notices a dead peer within minutes, on an accepted or a dialled socket.
 pub fn keep_alive<'a>(socket: impl Into<SockRef<'a>>) -> io::Result<()> {
-    let socket = socket.into();
     let probes = TcpKeepalive::new()
         .with_time(KEEPALIVE_IDLE)
         .with_interval(KEEPALIVE_INTERVAL)
         .with_retries(KEEPALIVE_PROBES);
-    socket.set_tcp_keepalive(&probes)?;
-    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))
+    socket.into().set_tcp_keepalive(&probes)
 }
 
 /// Every address of every interface of this machine.

@@ -12,8 +12,19 @@ use crate::outcome::{Outcome, Refusal};
 use crate::record::{After, Before, Denied, Event};
 
 /// Writes the audit log. Cheap to clone.
-#[derive(Clone)]
-pub struct Journal {}
+#[derive(Clone, Default)]
+pub struct Journal {
+    tap: Tap,
+}
+
+/// Where records go until they go to disk: one line each.
+pub type Tap = std::sync::Arc<std::sync::Mutex<Vec<String>>>;
+
+fn put(tap: &Tap, line: String) {
+    tap.lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+        .push(line);
+}
 
 /// Proof that the BEFORE record of an entry is durable.
 #[must_use = "dropping it records the entry as aborted"]
@@ -21,9 +32,15 @@ pub struct Admitted {
     id: Id,
     started: Instant,
     ended: bool,
+    tap: Tap,
 }
 
 impl Journal {
+    /// The records so far, and those to come.
+    pub fn tap(&self) -> Tap {
+        self.tap.clone()
+    }
+
     /// Hands over the BEFORE record of entry `id` and waits until it is durable.
     pub async fn admit(
         &self,
@@ -31,8 +48,10 @@ impl Journal {
         before: &Before<'_>,
         on_failure: OnFailure,
     ) -> Result<Admitted, Refusal> {
-        let (_, _) = (before, on_failure);
+        let _ = on_failure;
+        put(&self.tap, format!("before {id} {before:?}"));
         Ok(Admitted {
+            tap: self.tap.clone(),
             id,
             started: clock::now(),
             ended: false,
@@ -41,7 +60,7 @@ impl Journal {
 
     /// Records a denial, soon; nobody waits.
     pub fn deny(&self, denied: &Denied<'_>) {
-        let _ = denied;
+        put(&self.tap, format!("denied {denied:?}"));
     }
 
     /// Records something that happened to Tollgate itself, soon; nobody waits.
@@ -69,7 +88,7 @@ impl Admitted {
     /// Writes the terminal record.
     pub fn complete(mut self, after: After) {
         self.ended = true;
-        let _ = after;
+        put(&self.tap, format!("after {} {after:?}", self.id));
     }
 }
 
@@ -83,7 +102,7 @@ impl Drop for Admitted {
                 bytes_out: 0,
                 ends: None,
             };
-            let _ = after;
+            put(&self.tap, format!("after {} {after:?}", self.id));
         }
     }
 }

@@ -1122,3 +1122,21 @@ async fn a_kept_connection_serves_head_and_empty_answers() {
     .await
     .expect("nothing stays behind");
 }
+
+#[tokio::test]
+async fn a_refused_upload_is_answered_and_not_reset() {
+    let house = House::new(Plan::default()).await;
+    let body = "x".repeat(2_000_000);
+    for target in ["http://10.0.0.1/", "https://a.example/", "/"] {
+        let length = body.len();
+        let answer = house
+            .ask(&format!(
+                "POST {target} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n{body}"
+            ))
+            .await;
+        assert!(
+            answer.starts_with("HTTP/1.1 4") && answer.ends_with('}'),
+            "{target}: {answer}"
+        );
+    }
+}

@@ -4,11 +4,17 @@
 //! folder; `tests/house.rs` checks it. `ARCHITECTURE.md` tells the two ways through the house.
 
 // floor 7: commands
+pub mod cli;
 
 // floor 6: the roof
+pub mod app;
 
 // floor 5: wings and side rooms
+pub mod admin;
 pub mod egress;
+pub mod ingress;
+pub mod listener;
+pub mod reload;
 
 // floor 4: in force, inside, the way out
 pub mod dial;
@@ -18,6 +24,7 @@ pub mod snapshot;
 // floor 3: organs with threads, files and keys
 pub mod audit;
 pub mod resolve;
+pub mod tls;
 
 // floor 2: judges, pure
 pub mod limit;
@@ -32,11 +39,14 @@ pub mod policy {
 
 // floor 1: tools, mechanism without opinion
 pub mod config;
+pub(crate) mod disk;
 pub mod relay;
 pub mod socket;
 pub mod telemetry;
 /// Formats of the wire: parsers and writers without I/O.
 pub mod wire {
+    pub mod http;
+    pub mod proxy_protocol;
     pub mod socks;
 }
 pub mod workers;

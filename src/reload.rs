@@ -5,7 +5,7 @@
 //! session. Until `enact` the last good configuration is in force untouched. Nothing here binds or closes a socket.
 
 use std::fmt::Debug;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::audit::Journal;
@@ -56,7 +56,7 @@ impl Reloader {
     /// Every mistake in the file, or every key that was changed and cannot be while running. Both are recorded; the
     /// snapshot in force stays.
     pub fn prepare(&mut self) -> Result<Prepared, Mistakes> {
-        let made = self.compile();
+        let made = compile(&self.live.load(), &self.path);
         if let Err(mistakes) = &made {
             let first = mistakes.iter().next().map_or("", |m| &m.problem);
             self.refused(mistakes.len(), first);
@@ -90,28 +90,6 @@ impl Reloader {
         generation
     }
 
-    fn compile(&self) -> Result<Prepared, Mistakes> {
-        let old = self.live.load();
-        let (config, warnings) = config::load(&self.path)?;
-        if let Some(mistakes) = Mistakes::new(unchangeable(&old.config, &config)) {
-            return Err(mistakes);
-        }
-        let snapshot = Snapshot::compile(config, old.generation + 1)?;
-        let (before, after) = (old.listens(), snapshot.listens());
-        let within = |list: &[Listen], one: &Listen| list.iter().any(|l| l.address == one.address);
-        let (keeps, opens) = after.into_iter().partition(|l| within(&before, l));
-        let closes = before
-            .into_iter()
-            .filter(|l| !within(&snapshot.listens(), l));
-        Ok(Prepared {
-            warnings,
-            opens,
-            closes: closes.collect(),
-            keeps,
-            snapshot,
-        })
-    }
-
     fn refused(&self, mistakes: usize, first: &str) {
         self.metrics.reload_failures.inc();
         self.journal.event(Event {
@@ -129,6 +107,30 @@ impl Prepared {
     pub fn snapshot(&self) -> &Snapshot {
         &self.snapshot
     }
+}
+
+/// Reads the file at `path` for the place of `old`.
+fn compile(old: &Snapshot, path: &Path) -> Result<Prepared, Mistakes> {
+    let (config, warnings) = config::load(path)?;
+    if let Some(mistakes) = Mistakes::new(unchangeable(&old.config, &config)) {
+        return Err(mistakes);
+    }
+    let snapshot = Snapshot::compile(config, old.generation + 1)?;
+    let (before, after) = (old.listens(), snapshot.listens());
+    let within = |list: &[Listen], one: &Listen| list.iter().any(|l| l.address == one.address);
+    let closes = before
+        .iter()
+        .filter(|l| !within(&after, l))
+        .copied()
+        .collect();
+    let (keeps, opens) = after.iter().partition(|l| within(&before, l));
+    Ok(Prepared {
+        snapshot,
+        warnings,
+        opens,
+        closes,
+        keeps,
+    })
 }
 
 /// A remark for each key whose value was built into the running process and is another one now.
@@ -167,4 +169,121 @@ fn unchangeable(old: &Config, new: &Config) -> Vec<Remark> {
     let resolvers = |config: &Config| Some(config.egress.as_ref()?.resolvers.clone());
     same("egress.resolver", &resolvers(old), &resolvers(new));
     remarks
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::Kind;
+    use crate::snapshot::tests::{compiled, folder};
+
+    const UPSTREAM: &str = "upstream = 'http://127.0.0.1:3000'";
+
+    /// What a reload makes of the configuration in which `old` has become `new`.
+    fn changed(old: &str, new: &str) -> Result<Prepared, Mistakes> {
+        let folder = folder(UPSTREAM);
+        let before = compiled(folder.path(), 3).unwrap();
+        let path = folder.path().join("tollgate.toml");
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.contains(old));
+        std::fs::write(&path, text.replace(old, new)).unwrap();
+        compile(&before, &path)
+    }
+
+    fn shown(listens: &[Listen]) -> Vec<(Kind, String)> {
+        listens
+            .iter()
+            .map(|l| (l.kind, l.address.to_string()))
+            .collect()
+    }
+
+    #[test]
+    fn listeners_are_opened_kept_and_closed() {
+        let same = changed(UPSTREAM, UPSTREAM).unwrap();
+        assert_eq!(same.snapshot().generation, 4);
+        assert_eq!(
+            (same.opens.len(), same.closes.len(), same.keeps.len()),
+            (0, 0, 4)
+        );
+
+        let moved = changed("127.0.0.1:8080", "127.0.0.1:8081").unwrap();
+        assert_eq!(
+            shown(&moved.opens),
+            [(Kind::Redirect, "127.0.0.1:8081".to_owned())]
+        );
+        assert_eq!(
+            shown(&moved.closes),
+            [(Kind::Redirect, "127.0.0.1:8080".to_owned())]
+        );
+
+        // The redirect's address becomes one of the ingress: its socket stays, its purpose is another.
+        let turned = changed("\"[::1]:8443\"]\n", "\"127.0.0.1:8080\"]\n#").unwrap();
+        assert!(turned.opens.is_empty());
+        assert_eq!(
+            shown(&turned.closes),
+            [(Kind::Ingress, "[::1]:8443".to_owned())]
+        );
+        assert!(shown(&turned.keeps).contains(&(Kind::Ingress, "127.0.0.1:8080".to_owned())));
+    }
+
+    #[test]
+    fn a_mistake_leaves_everything_as_it_is() {
+        assert!(changed("listen", "lisen").is_err());
+        assert!(changed("\"key.pem\"", "\"cert.pem\"").is_err());
+    }
+
+    #[test]
+    fn what_cannot_change_while_running_is_refused_by_name() {
+        let new = r#"[process]
+            state_dir = "/elsewhere"
+            workers = 77
+            max_sessions = 5
+            [admin]
+            listen = "127.0.0.1:9912"
+            [log]
+            level = "debug"
+            format = "text"
+            [audit]
+            durability = "write"
+            segment = "1MiB"
+            wait_budget = "2s"
+            [egress]
+            resolver.servers = "127.0.0.1"
+            fixed = "127.0.0.8""#;
+        let mistakes = changed("[egress]\n                fixed = \"127.0.0.7\"", new)
+            .err()
+            .unwrap();
+        let keys: Vec<_> = mistakes.iter().map(|m| m.key.as_str()).collect();
+        assert_eq!(
+            keys,
+            [
+                "process.state_dir",
+                "process.workers",
+                "process.max_sessions",
+                "admin.listen",
+                "log.level",
+                "log.format",
+                "audit.durability",
+                "audit.segment",
+                "audit.wait_budget",
+                "egress.resolver",
+                "egress.fixed",
+            ]
+        );
+        let first = mistakes.iter().next().unwrap();
+        assert_eq!(
+            first.problem,
+            r#"cannot change while running: it is "/var/lib/tollgate" and would be "/elsewhere""#
+        );
+        assert_eq!(first.mend, "put the old value back, or restart");
+        assert!(mistakes.iter().all(|m| m.line > 0));
+    }
+
+    #[test]
+    fn what_may_change_is_put_in_force() {
+        let new = "[process]\ndrain_deadline = '5s'\n[audit]\non_failure = 'continue'\nquery_values = 'page'\n[limits.a]\nrate = \"9/s\"";
+        let prepared = changed("[limits.a]\n                rate = \"1/s\"", new).unwrap();
+        assert_eq!(prepared.snapshot().config.limits["a"].rate, 9);
+        assert_eq!(prepared.snapshot().redaction.query_values, ["page"]);
+    }
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use crate::audit::Journal;
 use crate::config::typed::Config;
 use crate::config::{self, Mistakes, Remark, Warning};
-use crate::record::Event;
+use crate::record::{Event, TagKey};
 use crate::sessions::Sessions;
 use crate::snapshot::{Listen, Live, Snapshot};
 use crate::telemetry::Metrics;
@@ -32,31 +32,16 @@ pub struct Prepared {
     snapshot: Snapshot,
     /// What is probably not as meant.
     pub warnings: Vec<Warning>,
-    /// To be bound before the change, with their places in the new snapshot.
-    pub opens: Vec<Listen>,
-    /// To be closed after it, with their places in the old one.
-    pub closes: Vec<Listen>,
-    /// On an address that is bound already, with their purpose and place in the new snapshot.
-    pub keeps: Vec<Listen>,
 }
 
 impl Reloader {
-    /// Reads the file again, prepares and enacts it: for when no listener is to be bound or closed.
-    ///
-    /// # Errors
-    /// As [`Self::prepare`].
-    pub fn reload(&mut self) -> Result<u64, Mistakes> {
-        let prepared = self.prepare()?;
-        Ok(self.enact(prepared))
-    }
-
     /// Reads the file again and compiles it. Blocks on file access.
     ///
     /// # Errors
     /// Every mistake in the file, or every key that was changed and cannot be while running. Both are recorded; the
     /// snapshot in force stays.
     pub fn prepare(&mut self) -> Result<Prepared, Mistakes> {
-        let made = compile(&self.live.load(), &self.path);
+        let made = compile(&self.live.load(), &self.path, self.journal.tag_key());
         if let Err(mistakes) = &made {
             let first = mistakes.iter().next().map_or("", |m| &m.problem);
             self.refused(mistakes.len(), first);
@@ -110,27 +95,38 @@ impl Prepared {
 }
 
 /// Reads the file at `path` for the place of `old`.
-fn compile(old: &Snapshot, path: &Path) -> Result<Prepared, Mistakes> {
+fn compile(old: &Snapshot, path: &Path, tag_key: TagKey) -> Result<Prepared, Mistakes> {
     let (config, warnings) = config::load(path)?;
     if let Some(mistakes) = Mistakes::new(unchangeable(&old.config, &config)) {
         return Err(mistakes);
     }
-    let snapshot = Snapshot::compile(config, old.generation + 1)?;
-    let (before, after) = (old.listens(), snapshot.listens());
-    let within = |list: &[Listen], one: &Listen| list.iter().any(|l| l.address == one.address);
-    let closes = before
-        .iter()
-        .filter(|l| !within(&after, l))
-        .copied()
-        .collect();
-    let (keeps, opens) = after.iter().partition(|l| within(&before, l));
-    Ok(Prepared {
-        snapshot,
-        warnings,
-        opens,
-        closes,
-        keeps,
-    })
+    let snapshot = Snapshot::compile(config, old.generation + 1, tag_key)?;
+    if let Some(mistakes) = Mistakes::new(turned(old, &snapshot)) {
+        return Err(mistakes);
+    }
+    Ok(Prepared { snapshot, warnings })
+}
+
+/// A remark for each address that would lead elsewhere: it cannot be bound anew while it is bound.
+fn turned(old: &Snapshot, new: &Snapshot) -> Vec<Remark> {
+    let before = old.listens();
+    let turned =
+        |(leads, address): &Listen| before.iter().any(|(was, a)| a == address && was != leads);
+    let remark = |(_, address): Listen| {
+        let listens = new.config.listens();
+        let key = listens
+            .iter()
+            .find(|(_, a)| *a == address)
+            .map_or("", |(key, _)| key);
+        let problem = format!("{address} serves another purpose while running");
+        let mend = "choose another address, or restart";
+        new.config.source.remark(key, problem, mend)
+    };
+    new.listens()
+        .into_iter()
+        .filter(turned)
+        .map(remark)
+        .collect()
 }
 
 /// A remark for each key whose value was built into the running process and is another one now.
@@ -161,23 +157,52 @@ fn unchangeable(old: &Config, new: &Config) -> Vec<Remark> {
     same("audit.durability", &was.durability, &will.durability);
     same("audit.wait_budget", &was.wait_budget, &will.wait_budget);
     same("audit.segment", &was.segment_bytes, &will.segment_bytes);
-    let fixed = |config: &Config| {
-        let egress = config.egress.as_ref()?;
-        Some((egress.fixed_v4, egress.fixed_v6, egress.ports))
-    };
-    same("egress.fixed", &fixed(old), &fixed(new));
-    let resolvers = |config: &Config| Some(config.egress.as_ref()?.resolvers.clone());
-    same("egress.resolver", &resolvers(old), &resolvers(new));
     remarks
 }
 
 #[cfg(test)]
 mod tests {
+    use tempfile::TempDir;
+
     use super::*;
-    use crate::snapshot::Kind;
-    use crate::snapshot::tests::{compiled, folder};
+    use crate::snapshot::Leads;
 
     const UPSTREAM: &str = "upstream = 'http://127.0.0.1:3000'";
+
+    /// A folder with `cert.pem`, `key.pem` and a configuration that `more` is appended to.
+    fn folder(more: &str) -> TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        let pair = rcgen::generate_simple_self_signed(["tools.example".to_owned()]).unwrap();
+        let write =
+            |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+        write("cert.pem", &pair.cert.pem());
+        write("key.pem", &pair.signing_key.serialize_pem());
+        write(
+            "tollgate.toml",
+            &format!(
+                r#"
+                [limits.a]
+                rate = "1/s"
+                [limits.b]
+                rate = "2/s"
+                [egress]
+                fixed = "127.0.0.7"
+                [[ingress]]
+                listen = ["127.0.0.1:8443", "[::1]:8443"]
+                redirect_http = "127.0.0.1:8080"
+                tls.certificates = [{{ cert = "cert.pem", key = "key.pem" }}]
+                limits = ["a"]
+                {more}
+                "#
+            ),
+        );
+        folder
+    }
+
+    fn compiled(folder: &Path, generation: u64) -> Result<Snapshot, Mistakes> {
+        let (config, _) = config::load(&folder.join("tollgate.toml"))?;
+        Snapshot::compile(config, generation, TagKey::draw())
+    }
 
     /// What a reload makes of the configuration in which `old` has become `new`.
     fn changed(old: &str, new: &str) -> Result<Prepared, Mistakes> {
@@ -187,43 +212,27 @@ mod tests {
         let text = std::fs::read_to_string(&path).unwrap();
         assert!(text.contains(old));
         std::fs::write(&path, text.replace(old, new)).unwrap();
-        compile(&before, &path)
-    }
-
-    fn shown(listens: &[Listen]) -> Vec<(Kind, String)> {
-        listens
-            .iter()
-            .map(|l| (l.kind, l.address.to_string()))
-            .collect()
+        compile(&before, &path, TagKey::draw())
     }
 
     #[test]
-    fn listeners_are_opened_kept_and_closed() {
+    fn an_address_may_come_and_go_but_not_lead_elsewhere() {
         let same = changed(UPSTREAM, UPSTREAM).unwrap();
         assert_eq!(same.snapshot().generation, 4);
-        assert_eq!(
-            (same.opens.len(), same.closes.len(), same.keeps.len()),
-            (0, 0, 4)
-        );
-
         let moved = changed("127.0.0.1:8080", "127.0.0.1:8081").unwrap();
+        let to = (Leads::Redirect, "127.0.0.1:8081".parse().unwrap());
+        assert!(moved.snapshot().listens().contains(&to));
+        // The redirect's address becomes one of the ingress, and the redirect goes.
+        let turned = changed("\"[::1]:8443\"]\n", "\"127.0.0.1:8080\"]\n#")
+            .err()
+            .unwrap();
+        let remark = turned.iter().next().unwrap();
+        assert_eq!(remark.key, "ingress[0].listen[1]");
         assert_eq!(
-            shown(&moved.opens),
-            [(Kind::Redirect, "127.0.0.1:8081".to_owned())]
+            remark.problem,
+            "127.0.0.1:8080 serves another purpose while running"
         );
-        assert_eq!(
-            shown(&moved.closes),
-            [(Kind::Redirect, "127.0.0.1:8080".to_owned())]
-        );
-
-        // The redirect's address becomes one of the ingress: its socket stays, its purpose is another.
-        let turned = changed("\"[::1]:8443\"]\n", "\"127.0.0.1:8080\"]\n#").unwrap();
-        assert!(turned.opens.is_empty());
-        assert_eq!(
-            shown(&turned.closes),
-            [(Kind::Ingress, "[::1]:8443".to_owned())]
-        );
-        assert!(shown(&turned.keeps).contains(&(Kind::Ingress, "127.0.0.1:8080".to_owned())));
+        assert_eq!((turned.len(), remark.line), (1, 9));
     }
 
     #[test]
@@ -248,7 +257,6 @@ mod tests {
             segment = "1MiB"
             wait_budget = "2s"
             [egress]
-            resolver.servers = "127.0.0.1"
             fixed = "127.0.0.8""#;
         let mistakes = changed("[egress]\n                fixed = \"127.0.0.7\"", new)
             .err()
@@ -266,8 +274,6 @@ mod tests {
                 "audit.durability",
                 "audit.segment",
                 "audit.wait_budget",
-                "egress.resolver",
-                "egress.fixed",
             ]
         );
         let first = mistakes.iter().next().unwrap();
@@ -284,6 +290,6 @@ mod tests {
         let new = "[process]\ndrain_deadline = '5s'\n[audit]\non_failure = 'continue'\nquery_values = 'page'\n[limits.a]\nrate = \"9/s\"";
         let prepared = changed("[limits.a]\n                rate = \"1/s\"", new).unwrap();
         assert_eq!(prepared.snapshot().config.limits["a"].rate, 9);
-        assert_eq!(prepared.snapshot().redaction.query_values, ["page"]);
+        assert_eq!(prepared.snapshot().config.audit.query_values, ["page"]);
     }
 }

@@ -16,7 +16,7 @@ use crate::limit::Quota;
 use crate::policy::allow_list::AllowList;
 use crate::policy::destination::Destinations;
 use crate::policy::route::Routes;
-use crate::record::Redaction;
+use crate::record::{Redaction, TagKey};
 use crate::tls;
 
 /// One compiled configuration.
@@ -90,34 +90,27 @@ pub struct Forward {
     pub destinations: Destinations,
 }
 
-/// What a bound socket is for.
-#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub enum Kind {
-    /// `egress.forward`
-    Forward,
-    /// `egress.listener`
-    Gate,
+/// Where the connections of a bound socket lead.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Leads {
+    /// `egress.listener` and `egress.forward`: which of them it is, is looked up for each connection.
+    Out,
     /// `ingress.listen`
-    Ingress,
+    In,
     /// `ingress.redirect_http`
     Redirect,
 }
 
-/// A socket to be bound: its purpose and its place in [`Snapshot::ingress`], [`Exit::listeners`] or
-/// [`Exit::forwards`].
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Listen {
-    pub kind: Kind,
-    pub address: SocketAddr,
-    pub at: usize,
-}
+/// A socket to be bound, and where it leads.
+pub type Listen = (Leads, SocketAddr);
 
 impl Snapshot {
-    /// Gives `config` its form for use: lists as sets, limits as quotas, certificates read and checked.
+    /// Gives `config` its form for use: lists as sets, limits as quotas, certificates read and checked. `tag_key` is
+    /// the journal's.
     ///
     /// # Errors
     /// What only shows now, at its place in the file: a certificate or key that cannot be used.
-    pub fn compile(config: Config, generation: u64) -> Result<Self, Mistakes> {
+    pub fn compile(config: Config, generation: u64, tag_key: TagKey) -> Result<Self, Mistakes> {
         let mut mistakes = Vec::new();
         let mut ingress = Vec::new();
         for (at, entry) in config.ingress.iter().enumerate() {
@@ -133,7 +126,11 @@ impl Snapshot {
             generation,
             ingress,
             egress: config.egress.as_ref().map(|e| Arc::new(exit(e))),
-            redaction: Arc::new(redaction(&config.audit)),
+            redaction: Arc::new(Redaction::new(
+                &config.audit.query_values,
+                &config.audit.secret_paths,
+                tag_key,
+            )),
             hash: hash(config.source.text()),
             config,
         })
@@ -141,25 +138,13 @@ impl Snapshot {
 
     /// Every socket that this configuration wants bound, but for the admin listener.
     pub fn listens(&self) -> Vec<Listen> {
-        let mut listens = Vec::new();
-        let mut add = |kind, at, address| listens.push(Listen { kind, address, at });
-        for (at, entrance) in self.ingress.iter().enumerate() {
-            for address in &entrance.listen {
-                add(Kind::Ingress, at, *address);
-            }
-            for address in &entrance.redirect_http {
-                add(Kind::Redirect, at, *address);
-            }
-        }
-        if let Some(exit) = &self.egress {
-            for (at, gate) in exit.listeners.iter().enumerate() {
-                add(Kind::Gate, at, gate.listen);
-            }
-            for (at, forward) in exit.forwards.iter().enumerate() {
-                add(Kind::Forward, at, forward.listen);
-            }
-        }
-        listens
+        let entrances = || self.ingress.iter();
+        let tls = entrances().flat_map(|e| e.listen.iter().map(|a| (Leads::In, *a)));
+        let plain = entrances().flat_map(|e| e.redirect_http.iter().map(|a| (Leads::Redirect, *a)));
+        let exits = || self.egress.iter();
+        let gates = exits().flat_map(|e| e.listeners.iter().map(|g| (Leads::Out, g.listen)));
+        let forwards = exits().flat_map(|e| e.forwards.iter().map(|f| (Leads::Out, f.listen)));
+        tls.chain(plain).chain(gates).chain(forwards).collect()
     }
 }
 
@@ -227,7 +212,7 @@ fn exit(egress: &typed::Egress) -> Exit {
             .iter()
             .map(|f| Arc::new(forward(f)))
             .collect(),
-        destinations: destinations(egress),
+        destinations: Destinations::new(&egress.policy),
     }
 }
 
@@ -251,24 +236,7 @@ fn forward(forward: &typed::Forward) -> Forward {
         listen: forward.listen,
         from: set(&forward.from),
         to: forward.to.clone(),
-        destinations: own_destination(forward),
-    }
-}
-
-fn destinations(egress: &typed::Egress) -> Destinations {
-    let _ = &egress.policy;
-    Destinations::default()
-}
-
-fn own_destination(forward: &typed::Forward) -> Destinations {
-    let _ = (&forward.to, &forward.addresses);
-    Destinations::default()
-}
-
-fn redaction(audit: &typed::Audit) -> Redaction {
-    Redaction {
-        query_values: audit.query_values.clone(),
-        secret_paths: audit.secret_paths.clone(),
+        destinations: Destinations::only(&forward.name, &forward.to, &forward.addresses),
     }
 }
 
@@ -316,7 +284,7 @@ impl Live {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use std::path::Path;
 
     use tempfile::TempDir;
@@ -325,7 +293,7 @@ pub(crate) mod tests {
     use crate::config;
 
     /// A folder with `cert.pem`, `key.pem` and a configuration that `more` is appended to.
-    pub(crate) fn folder(more: &str) -> TempDir {
+    fn folder(more: &str) -> TempDir {
         let folder = tempfile::tempdir().unwrap();
         let pair = rcgen::generate_simple_self_signed(["tools.example".to_owned()]).unwrap();
         let write =
@@ -354,9 +322,9 @@ pub(crate) mod tests {
         folder
     }
 
-    pub(crate) fn compiled(folder: &Path, generation: u64) -> Result<Snapshot, Mistakes> {
+    fn compiled(folder: &Path, generation: u64) -> Result<Snapshot, Mistakes> {
         let (config, _) = config::load(&folder.join("tollgate.toml"))?;
-        Snapshot::compile(config, generation)
+        Snapshot::compile(config, generation, TagKey::draw())
     }
 
     #[test]
@@ -398,18 +366,15 @@ pub(crate) mod tests {
             ["b"],
             "`a` is counted at the listener already"
         );
-        let listens: Vec<_> = snapshot
-            .listens()
-            .iter()
-            .map(|l| (l.kind, l.address.to_string(), l.at))
-            .collect();
+        let listens = snapshot.listens();
+        let listens: Vec<_> = listens.iter().map(|(l, a)| (*l, a.to_string())).collect();
         assert_eq!(
             listens,
             [
-                (Kind::Ingress, "127.0.0.1:8443".to_owned(), 0),
-                (Kind::Ingress, "[::1]:8443".to_owned(), 0),
-                (Kind::Redirect, "127.0.0.1:8080".to_owned(), 0),
-                (Kind::Gate, "127.0.0.1:3128".to_owned(), 0),
+                (Leads::In, "127.0.0.1:8443".to_owned()),
+                (Leads::In, "[::1]:8443".to_owned()),
+                (Leads::Redirect, "127.0.0.1:8080".to_owned()),
+                (Leads::Out, "127.0.0.1:3128".to_owned()),
             ]
         );
     }

@@ -17,13 +17,14 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::time::timeout;
 use tollgate::addr::{Destination, Host};
 use tollgate::audit::Journal;
+use tollgate::config::Source;
 use tollgate::config::typed::{
     Action, Admin, Audit, Config, DestinationPattern, Durability, Egress as EgressConfig,
     EgressListener, Log, LogFormat, OnFailure, Password, PolicyRule, Process,
 };
 use tollgate::egress::Egress;
 use tollgate::policy::destination::Destinations;
-use tollgate::record::Redaction;
+use tollgate::record::{Redaction, TagKey};
 use tollgate::sessions::Sessions;
 use tollgate::snapshot::{Exit, Forward, Gate, GateClient, Live, Snapshot};
 use tollgate::telemetry::{Metrics, Way};
@@ -31,9 +32,22 @@ use tollgate::telemetry::{Metrics, Way};
 const FIXED: &str = "127.0.0.7";
 const SOON: Duration = Duration::from_secs(8);
 
-/// What the records say is tested where the journal is.
-fn journal() -> Journal {
-    Journal {}
+/// What the records say is tested where the journal is; its files go with the folder.
+fn journal(metrics: &Arc<Metrics>) -> (Journal, tempfile::TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    let journal = Journal::open(folder.path(), &audit(), 0, Arc::clone(metrics)).unwrap();
+    (journal, folder)
+}
+
+fn audit() -> Audit {
+    Audit {
+        durability: Durability::Write,
+        on_failure: OnFailure::Refuse,
+        wait_budget: Duration::from_secs(1),
+        segment_bytes: 1 << 20,
+        query_values: vec![],
+        secret_paths: vec![],
+    }
 }
 
 /// A gate with one client, everything under 127.0.0.0/8 allowed; changed by the tests.
@@ -90,6 +104,7 @@ struct House {
     live: Live,
     sessions: Sessions,
     metrics: Arc<Metrics>,
+    _folder: tempfile::TempDir,
 }
 
 impl House {
@@ -99,7 +114,8 @@ impl House {
         let metrics = Arc::new(Metrics::new());
         let live = Live::new(snapshot(1, at, &plan));
         let sessions = Sessions::new(100, 1, Arc::clone(&metrics));
-        let egress = Arc::new(Egress::new(live.clone(), journal(), Arc::clone(&metrics)));
+        let (journal, folder) = journal(&metrics);
+        let egress = Arc::new(Egress::new(live.clone(), journal, Arc::clone(&metrics)));
         for listener in [gate, forward] {
             let (egress, sessions) = (Arc::clone(&egress), sessions.clone());
             tokio::spawn(async move {
@@ -116,6 +132,7 @@ impl House {
             live,
             sessions,
             metrics,
+            _folder: folder,
         }
     }
 
@@ -183,15 +200,13 @@ fn snapshot(generation: u64, [gate, forward]: [SocketAddr; 2], plan: &Plan) -> S
         })],
         destinations: Destinations::new(&plan.rules),
     };
-    let redaction = Redaction {
-        query_values: vec![],
-        secret_paths: vec![],
-    };
+    let redaction = Redaction::new(&[], &[], TagKey::draw());
     Snapshot {
         generation,
         ingress: vec![],
         egress: Some(Arc::new(exit)),
         redaction: Arc::new(redaction),
+        hash: String::new(),
         config: config(gate, plan),
     }
 }
@@ -227,14 +242,9 @@ fn config(gate: SocketAddr, plan: &Plan) -> Config {
             format: LogFormat::Text,
             level: tracing::Level::INFO,
         },
-        audit: Audit {
-            durability: Durability::Write,
-            on_failure: OnFailure::Refuse,
-            wait_budget: Duration::from_secs(1),
-            segment_bytes: 1 << 20,
-            query_values: vec![],
-            secret_paths: vec![],
-        },
+        audit: audit(),
+        next_expiry_ns: None,
+        source: Source::default(),
         limits: Default::default(),
         ingress: vec![],
         upstreams: Default::default(),

@@ -19,6 +19,7 @@ use crate::outcome::{Outcome, Refusal};
 
 use super::passage::{Flow, Passage};
 use super::pulse::{Busy, Timer};
+use super::taking::Taking;
 use super::upstream::Link;
 
 /// Times a side while it is waited for.
@@ -159,6 +160,7 @@ struct Relay {
     link: Option<Link>,
     passage: Passage,
     patience: Patience,
+    taking: Option<Arc<Taking>>,
 }
 
 impl Reply {
@@ -183,6 +185,7 @@ impl Reply {
             link: Some(link),
             passage,
             patience: Patience::new(idle),
+            taking: Taking::present(),
         };
         Self {
             content: Content::Relay(Box::new(relay)),
@@ -222,6 +225,9 @@ impl Body for Reply {
 
 impl Relay {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Refusal>>> {
+        if let Some(taking) = &self.taking {
+            taking.taken();
+        }
         match Pin::new(&mut self.body).poll_frame(cx) {
             Poll::Pending => {
                 ready!(self.patience.poll_lost(cx));
@@ -234,6 +240,9 @@ impl Relay {
             Poll::Ready(Some(Err(_))) => self.fail(Refusal::UpstreamBroken),
             Poll::Ready(Some(Ok(frame))) => {
                 self.patience.renew();
+                if let Some(taking) = &self.taking {
+                    taking.given(self.patience.limit);
+                }
                 self.passage.bytes_out += frame.data_ref().map_or(0, Bytes::len) as u64;
                 if self.body.is_end_stream() {
                     self.end();
@@ -265,6 +274,8 @@ impl Drop for Relay {
         // A body without bytes (HEAD, 204, 304, length 0) is never asked for its end.
         if self.body.is_end_stream() {
             self.end();
+        } else if self.taking.as_ref().is_some_and(|taking| taking.lost()) {
+            self.passage.complete(Outcome::Failed(Refusal::BodyIdle));
         }
     }
 }

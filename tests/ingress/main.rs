@@ -1,0 +1,9 @@
+//! The way in, over real sockets: what comes out at the upstream, at the client and in the log.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
+
+mod bodies;
+mod broken;
+mod doors;
+mod heads;
+mod streams;
+mod support;

@@ -98,7 +98,8 @@ impl Upstreams {
                 break;
             };
             let server = self.server(destination);
-            let (sender, used) = match server.take().filter(|_| kept) {
+            let waiting = if kept { server.take() } else { None };
+            let (sender, used) = match waiting {
                 Some(sender) => (sender, true),
                 None => match connect(destination, upstream.connect_timeout).await {
                     Ok(sender) => (sender, false),

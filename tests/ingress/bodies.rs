@@ -156,7 +156,7 @@ async fn trailers_pass_both_ways() {
             "x-down",
             got.unwrap_or(http::HeaderValue::from_static("none")),
         );
-        let body = text("abc")
+        let body = pieces(1, "abc".into(), Duration::ZERO)
             .with_trailers(async { Some(Ok(trailers)) })
             .boxed();
         Response::builder()

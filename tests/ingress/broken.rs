@@ -74,7 +74,7 @@ async fn garbage_and_an_early_end_are_502() {
     ] {
         let rude = raw_upstream(move |mut tcp| async move {
             let mut head = [0; 1024];
-            tcp.read(&mut head).await.ok();
+            let _count = tcp.read(&mut head).await;
             tcp.write_all(says.as_bytes()).await.ok();
         });
         failed(Plan::new(rude), 502, "upstream_broken", "UpstreamBroken").await;
@@ -85,7 +85,7 @@ async fn garbage_and_an_early_end_are_502() {
 async fn an_answer_that_breaks_off_is_cut_off_too() {
     let rude = raw_upstream(|mut tcp| async move {
         let mut head = [0; 1024];
-        tcp.read(&mut head).await.ok();
+        let _count = tcp.read(&mut head).await;
         tcp.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nabc")
             .await
             .ok();
@@ -104,7 +104,7 @@ async fn an_answer_that_breaks_off_is_cut_off_too() {
 async fn an_answer_that_stops_is_cut_after_idle() {
     let rude = raw_upstream(|mut tcp| async move {
         let mut head = [0; 1024];
-        tcp.read(&mut head).await.ok();
+        let _count = tcp.read(&mut head).await;
         tcp.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nabc")
             .await
             .ok();
@@ -143,7 +143,7 @@ fn forgetful(per_connection: usize, connections: Arc<AtomicUsize>) -> std::net::
                     .await
                     .ok();
             }
-            tcp.read(&mut head).await.ok();
+            let _count = tcp.read(&mut head).await;
         }
     })
 }
@@ -199,7 +199,7 @@ async fn we_close_idle_connections_before_the_server_does() {
         let closed = Arc::clone(&counted);
         async move {
             let mut head = [0; 4096];
-            tcp.read(&mut head).await.ok();
+            let _count = tcp.read(&mut head).await;
             tcp.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
                 .await
                 .ok();

@@ -63,14 +63,16 @@ impl Stream {
             either_then_both(inward, outward, self.linger).await
         };
         let outcome = tokio::select! {
-            done = relayed => done.map_or(Outcome::Aborted, |()| Outcome::Served),
-            () = flow.still(self.idle) => Outcome::Failed(Refusal::BodyIdle),
-            () = session.ended() => Outcome::Failed(Refusal::Draining),
-            refusal = self.unwelcome() => Outcome::Failed(refusal),
+            done = relayed => done.map(|()| Outcome::Served),
+            () = flow.still(self.idle) => Some(Outcome::Failed(Refusal::BodyIdle)),
+            () = session.ended() => Some(Outcome::Failed(Refusal::Draining)),
+            refusal = self.unwelcome() => Some(Outcome::Failed(refusal)),
         };
         self.passage.bytes_in = flow.inward.load(Ordering::Relaxed);
         self.passage.bytes_out = flow.outward.load(Ordering::Relaxed);
-        self.passage.complete(outcome);
+        if let Some(outcome) = outcome {
+            self.passage.complete(outcome);
+        } // otherwise a side broke off: what the end of a passage means by itself
     }
 
     /// Ends when a reload has taken the client's permission away.

@@ -240,7 +240,7 @@ fn plain(name: &str) -> Cow<'_, str> {
     if name.bytes().any(|b| matches!(b, b'_' | b'.')) {
         let read = name.replace(['_', '.'], "-");
         match &*read {
-            // no such field has two spellings that differ: an alias of what frames or addresses a message goes
+            // what frames or addresses a message must have no alias at all: gone with what is of the connection
             "content-length" | "host" => Cow::Borrowed("transfer-encoding"),
             _ => Cow::Owned(read),
         }

@@ -157,12 +157,17 @@ async fn connections_are_used_again_and_a_stale_one_costs_nobody_a_request() {
     }
     assert_eq!(connections.load(Ordering::Relaxed), 2);
 
-    let connections = Arc::new(AtomicUsize::new(0));
-    let edge = Edge::start(&Plan::new(forgetful(1, Arc::clone(&connections)))).await;
-    let post = "POST / HTTP/1.1\r\nHost: tools.example.com\r\nConnection: close\r\nContent-Length: 1\r\n\r\nx";
-    assert!(edge.talk(GET).await.starts_with("HTTP/1.1 200 "));
-    let answer = edge.talk(post).await;
-    assert!(answer.starts_with("HTTP/1.1 502 "), "sent twice? {answer}");
+    let edge = Edge::start(&Plan::new(forgetful(1, Arc::default()))).await;
+    let head = "HTTP/1.1\r\nHost: tools.example.com\r\nConnection: close\r\nContent-Length:";
+    for once in [
+        format!("POST / {head} 1\r\n\r\nx"),
+        format!("PUT / {head} 1\r\n\r\nx"),
+        format!("POST / {head} 0\r\n\r\n"),
+    ] {
+        assert!(edge.talk(GET).await.starts_with("HTTP/1.1 200 "));
+        let answer = edge.talk(&once).await;
+        assert!(answer.starts_with("HTTP/1.1 502 "), "sent twice? {answer}");
+    }
     edge.assert_paired();
 }
 
@@ -182,12 +187,16 @@ async fn a_connection_with_an_unsent_body_is_not_used_again() {
         }
     });
     let edge = Edge::start(&Plan::new(hasty)).await;
-    let answer = edge
-        .talk("POST / HTTP/1.1\r\nHost: tools.example.com\r\nContent-Length: 100\r\n\r\nabc")
-        .await;
+    let mut client = edge.client("http/1.1").await;
+    let unfinished =
+        b"POST / HTTP/1.1\r\nHost: tools.example.com\r\nContent-Length: 100\r\n\r\nabc";
+    client.write_all(unfinished).await.unwrap();
+    let answer = read_for(&mut client, Duration::from_millis(300)).await;
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
     assert!(edge.talk(GET).await.starts_with("HTTP/1.1 200 "));
+    drop(client);
     assert_eq!(connections.load(Ordering::Relaxed), 2);
+    edge.sessions.drain(Duration::from_secs(2)).await;
     edge.assert_paired();
 }
 

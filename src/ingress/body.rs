@@ -172,6 +172,14 @@ impl Reply {
         }
     }
 
+    /// The same without a text of our own: what answers HEAD.
+    pub(super) fn silent(mut self) -> Self {
+        if let Content::Text(text) = &mut self.content {
+            *text = None;
+        }
+        self
+    }
+
     /// The upstream's body, each piece within `idle`; `link` is free for another request at its end.
     pub(super) fn relay(
         body: Incoming,
@@ -237,7 +245,7 @@ impl Relay {
                 self.end();
                 Poll::Ready(None)
             }
-            Poll::Ready(Some(Err(_))) => self.fail(Refusal::UpstreamBroken),
+            Poll::Ready(Some(Err(_))) => self.broke(),
             Poll::Ready(Some(Ok(frame))) => {
                 self.patience.renew();
                 if let Some(taking) = &self.taking {
@@ -255,6 +263,19 @@ impl Relay {
     fn fail(&mut self, refusal: Refusal) -> Poll<Option<Result<Frame<Bytes>, Refusal>>> {
         self.passage.complete(Outcome::Failed(refusal));
         Poll::Ready(Some(Err(refusal)))
+    }
+
+    /// The upstream broke off: of its own accord, or because its request did before.
+    fn broke(&mut self) -> Poll<Option<Result<Frame<Bytes>, Refusal>>> {
+        let flow = self.passage.flow.as_ref();
+        match flow.and_then(|flow| flow.fault.get().copied()) {
+            None => self.fail(Refusal::UpstreamBroken),
+            Some(Some(fault)) => self.fail(fault),
+            Some(None) => {
+                self.passage.complete(Outcome::Aborted);
+                Poll::Ready(Some(Err(Refusal::Malformed))) // nobody is there to see it
+            }
+        }
     }
 
     /// The last byte was handed over.

@@ -156,7 +156,7 @@ async fn trailers_pass_both_ways() {
             "x-down",
             got.unwrap_or(http::HeaderValue::from_static("none")),
         );
-        let body = text("abc")
+        let body = pieces(1, "abc".into(), Duration::ZERO)
             .with_trailers(async { Some(Ok(trailers)) })
             .boxed();
         Response::builder()
@@ -179,8 +179,8 @@ async fn a_body_over_the_limit_is_refused_and_the_client_hears_it() {
     })
     .await;
     let announced = format!(
-        "POST / HTTP/1.1\r\nHost: tools.example.com\r\nContent-Length: 3000000\r\n\r\n{}",
-        "x".repeat(3_000_000)
+        "POST / HTTP/1.1\r\nHost: tools.example.com\r\nContent-Length: 14000000\r\n\r\n{}",
+        "x".repeat(14_000_000) // more than the buffers of both sockets hold
     );
     let answer = edge.talk(&announced).await;
     assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");

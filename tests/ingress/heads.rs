@@ -48,7 +48,8 @@ fn assert_clean(seen: &str) {
         "tj_auth_token: secret\n",
         "accept: */*\n",
     ] {
-        assert_eq!(seen.matches(line).count(), 1, "{line:?} in {seen}");
+        let line = format!("\n{line}");
+        assert_eq!(seen.matches(&line).count(), 1, "{line:?} in {seen}");
     }
 }
 

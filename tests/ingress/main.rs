@@ -5,5 +5,6 @@ mod bodies;
 mod broken;
 mod doors;
 mod heads;
+mod hostile;
 mod streams;
 mod support;

@@ -374,12 +374,12 @@ async fn http2_uploads_stream_are_limited_and_can_be_reset() {
         let response = sender.send_request(post(body)).await.unwrap();
         assert_eq!(response.status(), 413);
         assert!(!response.headers().contains_key("connection"));
-        edge.record(&[kind, "BodyTooLarge"]).await;
+        edge.record(&[kind, "body_too_large"]).await;
     }
     let slow = pieces(100, "x".into(), Duration::from_millis(50));
     let reset = timeout(Duration::from_millis(200), sender.send_request(post(slow)));
     assert!(reset.await.is_err());
-    edge.record(&["after", "Aborted"]).await;
+    edge.record(&["after", "aborted"]).await;
     drop(sender);
     edge.sessions.drain(Duration::from_secs(2)).await;
     edge.assert_paired();

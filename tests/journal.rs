@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tollgate::addr::{Destination, Peer};
-use tollgate::audit::{Admitted, Journal, OpenError};
+use tollgate::audit::{Admitted, Filter, Journal, OpenError, search, tag_of, verify};
 use tollgate::clock::Id;
 use tollgate::config::typed::{Audit, Durability, OnFailure};
 use tollgate::outcome::{Outcome, Refusal};
-use tollgate::record::{After, Before, Denied, Dial, Event};
+use tollgate::record::{After, Before, Denied, Dial, Event, Redaction, Request};
 use tollgate::telemetry::{Metrics, Way};
 use tollgate::workers::{Hooks, Workers};
 
@@ -197,6 +197,123 @@ async fn what_was_left_open_is_ended_by_the_next_start() {
     );
     let seqs: Vec<_> = all.iter().map(|r| r["seq"].as_u64().unwrap()).collect();
     assert_eq!(seqs, (1..=seqs.len() as u64).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn records_are_found_by_what_is_known_of_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = open(dir.path(), 0);
+    let redaction = Redaction::new(&[], &["/invitations/*".to_owned()], journal.tag_key());
+    let request = Request {
+        listener: HERE,
+        client: "2001:db8::9".parse().unwrap(),
+        peer: Peer::new(HERE),
+        tls: "TLSv1.3",
+        version: "HTTP/2.0",
+        method: "GET",
+        host: "tools.example.com",
+        path: "/invitations/s3cret",
+        query: Some("q=s3cret"),
+        user_agent: None,
+        claimed_id: None,
+        route: "tools.example.com/",
+        upstream: "app",
+        redaction: &redaction,
+    };
+    let id = Id::new();
+    let before = Before::Request(&request);
+    let admitted = journal.admit(id, &before, OnFailure::Refuse).await.unwrap();
+    drop(admit(&journal).await.unwrap());
+    admitted.complete(served());
+    let find = |filter: Filter| {
+        let mut lines = Vec::new();
+        let count = search(dir.path(), &filter, |line| {
+            lines.push(String::from_utf8(line.to_vec()).unwrap());
+            Ok(())
+        });
+        assert_eq!(count.unwrap(), lines.len() as u64);
+        lines
+    };
+    let text = |text: &str| Some(text.to_owned());
+    let none = Filter::default();
+    let tag = Some(tag_of(dir.path(), "s3cret").unwrap());
+    let tagged = find(Filter {
+        tag,
+        ..none.clone()
+    });
+    assert!(tagged.len() == 1 && !tagged[0].contains("s3cret"));
+    assert_eq!(
+        find(Filter {
+            client: text("2001:db8::/32"),
+            ..none.clone()
+        }),
+        tagged
+    );
+    assert_eq!(
+        find(Filter {
+            host: text("tools.example.com"),
+            ..none.clone()
+        }),
+        tagged
+    );
+    assert_eq!(
+        find(Filter {
+            host: text("db.example.com"),
+            ..none.clone()
+        })
+        .len(),
+        1
+    );
+    assert_eq!(
+        find(Filter {
+            client: text("app"),
+            ..none.clone()
+        })
+        .len(),
+        1
+    );
+    assert_eq!(
+        find(Filter {
+            limit: Some(2),
+            ..none.clone()
+        })
+        .len(),
+        2
+    );
+    assert!(
+        find(Filter {
+            until: "2020-01-01T00:00:00Z".parse().ok(),
+            ..none.clone()
+        })
+        .is_empty()
+    );
+    let open = verify(dir.path()).unwrap();
+    assert!(
+        open.problem.is_none() && open.unfinished.is_none(),
+        "beside the running process: {open:?}"
+    );
+    journal.close();
+    assert_eq!(
+        find(Filter {
+            id: Some(id),
+            ..none.clone()
+        })
+        .len(),
+        2
+    );
+    assert_eq!(
+        find(Filter {
+            outcome: text("served"),
+            ..none.clone()
+        })
+        .len(),
+        1
+    );
+    let report = verify(&dir.path().join("audit")).unwrap();
+    assert!(
+        report.problem.is_none() && report.open == 0 && report.entries == 2,
+        "{report:?}"
+    );
 }
 
 #[test]

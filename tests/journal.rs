@@ -334,3 +334,41 @@ fn a_state_directory_that_cannot_be_used_is_named() {
         "{text}"
     );
 }
+
+/// Needs the right to mount.
+#[tokio::test]
+#[ignore = "mounts a tmpfs"]
+async fn a_full_disk_refuses_and_recovers_by_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let mount = |args: &[&str]| {
+        let done = std::process::Command::new(args[0])
+            .args(&args[1..])
+            .arg(dir.path())
+            .status();
+        assert!(done.unwrap().success(), "{args:?}");
+    };
+    mount(&["mount", "-t", "tmpfs", "-o", "size=5m", "tollgate-test"]);
+    let journal = open(dir.path(), 0);
+    let ballast = dir.path().join("ballast");
+    std::fs::write(&ballast, vec![1; 16 << 20]).unwrap_err();
+    let mut admitted = 0;
+    while let Ok(entry) = admit(&journal).await {
+        entry.complete(served());
+        admitted += 1;
+        assert!(admitted < 100_000);
+    }
+    assert!(!journal.healthy());
+    std::fs::remove_file(&ballast).unwrap();
+    let mut recovered = false;
+    for _ in 0..40 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        recovered |= admit(&journal).await.is_ok();
+    }
+    assert!(recovered && journal.healthy());
+    journal.close();
+    let report = verify(dir.path()).unwrap();
+    drop(journal);
+    mount(&["umount", "-l"]);
+    assert!(report.problem.is_none() && report.open == 0, "{report:?}");
+    assert!(report.entries > admitted);
+}

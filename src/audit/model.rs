@@ -265,7 +265,7 @@ fn a_power_cut_during_recovery_loses_nothing_either() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn a_write_torn_anywhere_is_no_damage(at in 1..60_u64, from in 0..900_usize, length in 0..900_usize, again in proptest::option::of((1..60_u64, 0..900_usize))) {

@@ -20,7 +20,6 @@ use support::upstream::Upstream;
 const POLICY: &str = r#"
 [[egress.policy]]
 destinations = ["api.customer.test"]
-ports = ["1-65535"]
 addresses = ["127.0.0.9/32"]
 action = "allow"
 "#;

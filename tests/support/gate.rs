@@ -92,12 +92,18 @@ impl Place {
 
     /// A listener with TLS for [`HOST`] in front of `upstream`; `more` holds further keys and sub-tables of it.
     pub(crate) fn ingress(&self, upstream: SocketAddr, more: &str) -> String {
+        self.listener(&format!(
+            "hosts = [\"{HOST}\"]\nupstream = \"http://{upstream}\"\n{more}"
+        ))
+    }
+
+    /// A listener with TLS; `more` says what it leads to.
+    pub(crate) fn listener(&self, more: &str) -> String {
+        let (cert, key) = (self.path("cert.pem"), self.path("key.pem"));
         format!(
-            "[[ingress]]\nlisten = [\"127.0.0.1:{}\"]\nhosts = [\"{HOST}\"]\nupstream = \"http://{upstream}\"\n\
-             tls.certificates = [{{ cert = {:?}, key = {:?} }}]\n{more}\n",
+            "[[ingress]]\nlisten = [\"127.0.0.1:{}\"]\n\
+             tls.certificates = [{{ cert = {cert:?}, key = {key:?} }}]\n{more}\n",
             self.https,
-            self.path("cert.pem"),
-            self.path("key.pem"),
         )
     }
 

@@ -30,7 +30,10 @@ impl Log {
             let written = bytes.split(|b| *b == 0).next().unwrap_or_default();
             for line in written.split_inclusive(|b| *b == b'\n') {
                 match serde_json::from_slice(line) {
-                    Ok(record) => records.push(record),
+                    Ok(record) => {
+                        assert_checksum(line);
+                        records.push(record);
+                    }
                     Err(e) => assert!(
                         !closed && !line.ends_with(b"\n"),
                         "{}: {e}: {}",
@@ -103,6 +106,22 @@ impl Log {
             "BEFORE records without a terminal one: {without:?}"
         );
     }
+}
+
+/// The last field is the CRC32C of everything before it, as stored.
+fn assert_checksum(line: &[u8]) {
+    let text = std::str::from_utf8(line).expect("UTF-8").trim_end();
+    let (body, rest) = text
+        .rsplit_once(",\"crc\":\"")
+        .expect("a checksum at the end");
+    let stored = rest
+        .strip_suffix("\"}")
+        .expect("nothing behind the checksum");
+    assert_eq!(
+        stored,
+        format!("{:08x}", crc32c::crc32c(body.as_bytes())),
+        "{text}"
+    );
 }
 
 fn seq(record: &Value) -> u64 {

@@ -89,7 +89,7 @@ fn every_file_of_the_editor_page_arrives() {
     let page = must(curl(&stage.place).arg(stage.url("/")));
     let files: Vec<_> = page
         .split('"')
-        .filter(|word| word.ends_with(".js") || word.ends_with(".css"))
+        .filter(|word| word.contains(".js?") || word.contains(".css?"))
         .collect();
     assert!(files.len() > 5, "{page}");
     for file in files {

@@ -7,7 +7,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -63,6 +63,9 @@ impl Place {
         let ca_key = KeyPair::generate().expect("a key");
         let mut ca = CertificateParams::new(Vec::new()).expect("parameters");
         ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        // Names of their own: OpenSSL takes a certificate whose subject is its issuer for self-signed.
+        ca.distinguished_name
+            .push(DnType::CommonName, "test authority");
         let ca_cert = ca.self_signed(&ca_key).expect("a certificate");
         let key = KeyPair::generate().expect("a key");
         let names = [
@@ -72,8 +75,10 @@ impl Place {
             "127.0.0.1",
             "api.customer.test",
         ];
-        let leaf = CertificateParams::new(names.map(str::to_owned).to_vec())
-            .expect("parameters")
+        let mut leaf =
+            CertificateParams::new(names.map(str::to_owned).to_vec()).expect("parameters");
+        leaf.distinguished_name.push(DnType::CommonName, HOST);
+        let leaf = leaf
             .signed_by(&key, &Issuer::new(ca, ca_key))
             .expect("a certificate");
         write(&self.ca(), &ca_cert.pem());

@@ -3,87 +3,330 @@
 //! [`Journal::admit`] is the only maker of [`Admitted`], and gives it out only when the BEFORE record is on disk (or
 //! the route was told to continue without). Whoever holds an [`Admitted`] ends it with [`Admitted::complete`]; one
 //! that is dropped ends itself as aborted. Every BEFORE therefore has exactly one terminal record.
+//!
+//! ```compile_fail
+//! let forged = tollgate::audit::Admitted { entry: todo!() };
+//! ```
 
-use std::time::Instant;
+use std::future::poll_fn;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use tokio::time::timeout;
 
 use crate::clock::{self, Id};
-use crate::config::typed::OnFailure;
+use crate::config::typed::{Audit, OnFailure};
+use crate::disk::Disk;
 use crate::outcome::{Outcome, Refusal};
-use crate::record::{After, Before, Denied, Event};
+use crate::record::{After, Before, Denied, Event, TagKey};
+use crate::telemetry::{Metrics, Way};
+use crate::workers;
 
-/// Writes the audit log. Cheap to clone.
+mod board;
+mod denials;
+mod epochs;
+mod frame;
+mod opening;
+mod recover;
+mod scan;
+mod seat;
+mod segment;
+mod writer;
+
+use board::Board;
+pub use opening::OpenError;
+use recover::Recovered;
+use seat::{Seat, Ticket};
+use segment::{Spares, Store};
+use writer::Writer;
+
+/// How long [`Journal::close`] waits for a disk that hangs.
+const CLOSE_WAIT: Duration = Duration::from_secs(10);
+
+/// Writes the audit log. Cheap to clone; closed when the last clone is dropped.
 #[derive(Clone)]
-pub struct Journal {}
+pub struct Journal(Arc<Desk>);
+
+struct Desk {
+    board: Arc<Board>,
+    /// One per worker, and the last for all other threads.
+    seats: Arc<[Arc<Seat>]>,
+    tag_key: TagKey,
+    /// Ends when the writer does.
+    written: Mutex<Receiver<()>>,
+    /// Held as long as the log may be written.
+    _lock: std::fs::File,
+}
 
 /// Proof that the BEFORE record of an entry is durable.
 #[must_use = "dropping it records the entry as aborted"]
 pub struct Admitted {
+    entry: Entry,
+}
+
+/// One entry; ends itself when dropped.
+struct Entry {
+    seat: Arc<Seat>,
     id: Id,
+    way: Way,
     started: Instant,
-    ended: bool,
+    /// The segment in which it began; `None` when it has no BEFORE record, or its terminal record is written.
+    open: Option<u64>,
 }
 
 impl Journal {
-    /// Hands over the BEFORE record of entry `id` and waits until it is durable.
+    /// Opens the log in `state_dir/audit`, recovering what an earlier process left, for `seats` workers. Blocks.
+    pub fn open(
+        state_dir: &Path,
+        settings: &Audit,
+        seats: usize,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, OpenError> {
+        let store = Store {
+            disk: Disk::Machine,
+            dir: state_dir.join("audit"),
+            segment_bytes: settings.segment_bytes,
+            durability: settings.durability,
+        };
+        let make = |dir| {
+            let made = store.disk.make_dir(dir);
+            made.map_err(|error| OpenError::io(dir, "make the directory", error))
+        };
+        make(state_dir)?;
+        let lock = opening::lock(state_dir)?;
+        make(&store.dir)?;
+        let tag_key = opening::tag_key(&store)?;
+        let recovered = recover::recover(&store)?;
+        let board = Arc::new(Board::new(settings.wait_budget));
+        let seats = make_seats(&board, seats);
+        queue(&seats, recovered.since, &recovered);
+        let failed = |error| OpenError::io(&store.dir, "write", error);
+        let spares = Spares::start(store.clone()).map_err(failed)?;
+        let mut writer = Writer::new(
+            Arc::clone(&board),
+            Arc::clone(&seats),
+            store.clone(),
+            spares,
+            metrics,
+            recovered.next,
+        );
+        writer.begin().map_err(failed)?;
+        let (done, written) = sync_channel(0);
+        workers::thread("tollgate-journal", move || {
+            writer.run();
+            drop(done);
+        })
+        .map_err(failed)?;
+        Ok(Self(Arc::new(Desk {
+            board,
+            seats,
+            tag_key,
+            written: Mutex::new(written),
+            _lock: lock,
+        })))
+    }
+
+    /// Says that the current thread is worker `seat`, whose park hook calls [`Journal::park`].
+    pub fn sit(seat: usize) {
+        seat::sit(seat);
+    }
+
+    /// To be called whenever worker `seat` has run out of ready tasks: hands over what it has queued.
+    pub fn park(&self, seat: usize) {
+        if let Some(seat) = self.0.seats.get(seat) {
+            seat.park();
+        }
+    }
+
+    /// The key of the tags in this log, for [`crate::record::Redaction`].
+    pub fn tag_key(&self) -> TagKey {
+        self.0.tag_key.clone()
+    }
+
+    /// Hands over the BEFORE record of entry `id` and waits until it is durable, at most for the wait budget.
     pub async fn admit(
         &self,
         id: Id,
         before: &Before<'_>,
         on_failure: OnFailure,
     ) -> Result<Admitted, Refusal> {
-        let (_, _) = (before, on_failure);
-        Ok(Admitted {
-            id,
-            started: clock::now(),
-            ended: false,
+        let (seat, started, way) = (self.seat(), clock::now(), before.way());
+        let ticket = poll_fn(|context| {
+            Poll::Ready(seat.begin(started, context.waker(), |out| {
+                before.encode(id, clock::wall_ns(), out);
+            }))
         })
+        .await;
+        let entry = Entry {
+            seat: Arc::clone(seat),
+            id,
+            way,
+            started,
+            open: ticket.as_ref().map(|ticket| ticket.segment),
+        };
+        let durable = match &ticket {
+            Some(ticket) => self.durable(seat, ticket).await,
+            None => false,
+        };
+        if durable {
+            return Ok(Admitted { entry });
+        }
+        let counts = &self.0.board.counts;
+        match on_failure {
+            OnFailure::Continue => {
+                counts.unrecorded.fetch_add(1, Ordering::Relaxed);
+                Ok(Admitted { entry })
+            }
+            OnFailure::Refuse => {
+                counts.refused.fetch_add(1, Ordering::Relaxed);
+                entry.refuse();
+                Err(Refusal::AuditUnavailable)
+            }
+        }
     }
 
     /// Records a denial, soon; nobody waits.
     pub fn deny(&self, denied: &Denied<'_>) {
-        let _ = denied;
+        self.seat().deny(denied, clock::now(), clock::wall_ns());
     }
 
     /// Records something that happened to Tollgate itself, soon; nobody waits.
     pub fn event(&self, event: Event) {
-        drop(event);
+        let queued = self
+            .shared()
+            .is_some_and(|seat| seat.note(|out| event.encode(clock::wall_ns(), out)));
+        if !queued {
+            tracing::error!(event = event.name, "no room for an event in the audit log");
+            let lost = &self.0.board.counts.events_lost;
+            lost.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// Whether records can be made durable at present.
     pub fn healthy(&self) -> bool {
-        true
+        self.0.board.is_healthy()
+    }
+
+    /// Writes everything that was handed over, closes the segment and stops. Blocks, at most for ten seconds. What is
+    /// admitted still is recorded as left open, and its end by the next start.
+    pub fn close(&self) {
+        self.0.close();
+    }
+
+    /// Until the ticket's record is durable or too late.
+    async fn durable(&self, seat: &Seat, ticket: &Ticket) -> bool {
+        let mut begun = false;
+        let wait = poll_fn(|context| {
+            // The first look comes at once after queueing, with the same waker.
+            if std::mem::replace(&mut begun, true) {
+                seat.poll(ticket, context)
+            } else {
+                Poll::Pending
+            }
+        });
+        if seat.is_shared() {
+            let budget = self.0.board.budget;
+            timeout(budget, wait).await.unwrap_or(false)
+        } else {
+            wait.await
+        }
+    }
+
+    fn seat(&self) -> &Arc<Seat> {
+        let seats = &self.0.seats;
+        let last = seats.len() - 1; // there is always the shared one
+        &seats[seat::here().min(last)]
+    }
+
+    fn shared(&self) -> Option<&Arc<Seat>> {
+        self.0.seats.last()
+    }
+}
+
+impl Desk {
+    fn close(&self) {
+        self.board.close();
+        let written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        if written.recv_timeout(CLOSE_WAIT) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+            tracing::error!("the audit log's disk hangs; the last records may be missing");
+        }
+    }
+}
+
+impl Drop for Desk {
+    fn drop(&mut self) {
+        self.close();
     }
 }
 
 impl Admitted {
     /// The entry's identifier.
     pub fn id(&self) -> Id {
-        self.id
+        self.entry.id
     }
 
     /// When the entry was handed to the journal.
     pub fn started(&self) -> Instant {
-        self.started
+        self.entry.started
     }
 
     /// Writes the terminal record.
     pub fn complete(mut self, after: After) {
-        self.ended = true;
-        let _ = after;
+        self.entry.end(&after);
     }
 }
 
-impl Drop for Admitted {
+impl Entry {
+    fn refuse(mut self) {
+        self.end(&nothing_moved(Outcome::Refused(Refusal::AuditUnavailable)));
+    }
+
+    fn end(&mut self, after: &After) {
+        let Some(segment) = self.open.take() else {
+            return;
+        };
+        let (id, way, lasted) = (self.id, self.way, self.started.elapsed());
+        self.seat.end(segment, |out| {
+            after.encode(id, clock::wall_ns(), way, Some(lasted), out);
+        });
+    }
+}
+
+impl Drop for Entry {
     fn drop(&mut self) {
-        if !self.ended {
-            let after = After {
-                outcome: Outcome::Aborted,
-                status: None,
-                bytes_in: 0,
-                bytes_out: 0,
-                ends: None,
-            };
-            let _ = after;
-        }
+        self.end(&nothing_moved(Outcome::Aborted));
+    }
+}
+
+fn nothing_moved(outcome: Outcome) -> After {
+    After {
+        outcome,
+        status: None,
+        bytes_in: 0,
+        bytes_out: 0,
+        ends: None,
+    }
+}
+
+fn make_seats(board: &Arc<Board>, workers: usize) -> Arc<[Arc<Seat>]> {
+    let seat = |at| Arc::new(Seat::new(Arc::clone(board), at, workers));
+    (0..=workers).map(seat).collect()
+}
+
+/// Queues the events of recovery and the terminal records of entries that an earlier process left open.
+fn queue(seats: &[Arc<Seat>], since: u64, recovered: &Recovered) {
+    let Some(seat) = seats.last() else { return };
+    let wall_ns = clock::wall_ns();
+    for event in &recovered.events {
+        seat.note(|out| event.encode(wall_ns, out));
+    }
+    seat.adopt(since, recovered.open.len() as u64);
+    for (id, way) in &recovered.open {
+        let after = nothing_moved(Outcome::Unknown);
+        seat.end(since, |out| after.encode(*id, wall_ns, *way, None, out));
     }
 }

@@ -1,3 +1,5 @@
 //! The street door: arguments and exit codes, nothing else.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    tollgate::cli::main()
+}

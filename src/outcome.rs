@@ -114,9 +114,15 @@ refusals! {
     /// The client address is not on the allow-list, or is on the deny-list.
     ClientDenied = "client_denied", Policy, 403, 2, "http_request_denied",
         "this client address is not allowed here; ask the operator to add it to the allow-list";
+    /// Nothing passed a connection, either way, for longer than its idle limit.
+    ConnectionIdle = "connection_idle", Remote, 504, 4, "connection_timeout",
+        "nothing passed the connection for too long; raise `egress.idle` if that is usual";
     /// Proxy credentials are missing or wrong.
     CredentialsRequired = "credentials_required", Client, 407, 2, "http_request_denied",
         "valid proxy credentials are required";
+    /// The destination reset the connection, broke off its answer, or answered with something that is not HTTP.
+    DestinationBroken = "destination_broken", Remote, 502, 1, "http_response_incomplete",
+        "the destination broke off, or does not speak HTTP";
     /// No policy allows this destination or port.
     DestinationDenied = "destination_denied", Policy, 403, 2, "http_request_denied",
         "no egress policy allows this destination; ask the operator to add it";
@@ -153,6 +159,12 @@ refusals! {
     /// The host is not one that any route serves.
     HostUnknown = "host_unknown", Client, 404, 1, "http_request_error",
         "no route serves this host; check the host name or add it to `hosts`";
+    /// An `https://` target where only `http://` can be served.
+    HttpsNeedsConnect = "https_needs_connect", Client, 400, 1, "http_request_error",
+        "https goes through this proxy by CONNECT; set the client to tunnel it";
+    /// The request has been through this proxy before.
+    LoopDetected = "loop_detected", Client, 502, 1, "proxy_loop_detected",
+        "this request has been through this proxy before; check the proxy settings of the destination";
     /// The bytes are not what the protocol asks for.
     Malformed = "malformed", Client, 400, 1, "http_request_error",
         "the request is malformed";
@@ -162,6 +174,9 @@ refusals! {
     /// The name does not exist or has no address.
     NameNotFound = "name_not_found", Remote, 502, 4, "dns_error",
         "the destination name has no address";
+    /// A request for a page, sent to the proxy itself.
+    NotForAProxy = "not_for_a_proxy", Client, 400, 1, "http_request_error",
+        "this is an egress proxy, not a web site; name it as the HTTP or SOCKS5 proxy of your client, as in http_proxy=http://host:port";
     /// A reload took away the permission under which the session was admitted.
     PolicyChanged = "policy_changed", Policy, 403, 2, "http_request_denied",
         "the configuration changed and no longer allows this connection";

@@ -10,6 +10,16 @@ use crate::addr::{Destination, Peer};
 use crate::outcome::{Outcome, Refusal};
 use crate::telemetry::Way;
 
+mod encode;
+mod json;
+mod redact;
+
+pub(crate) use encode::{AFTER_BYTES_MAX, DeniedCount};
+pub use redact::{Redaction, TAG_KEY_BYTES, TagKey};
+
+/// No BEFORE, denied or event record is longer, its frame not counted.
+pub(crate) const RECORD_BYTES_MAX: usize = 40 * 1024;
+
 /// What must be durable before a request is forwarded or a destination dialled.
 #[derive(Clone, Copy, Debug)]
 pub enum Before<'a> {
@@ -96,13 +106,6 @@ pub struct Event {
     pub name: &'static str,
     /// Further facts, name and value.
     pub facts: Vec<(&'static str, String)>,
-}
-
-/// Which values may be written as they are. Compiled with the snapshot.
-#[derive(Debug)]
-pub struct Redaction {
-    pub query_values: Vec<String>,
-    pub secret_paths: Vec<String>,
 }
 
 impl Before<'_> {

@@ -6,14 +6,18 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use aws_lc_rs::digest;
+use ipnet::IpNet;
 
-use crate::addr::PrefixSet;
-use crate::config::typed::{Config, OnFailure, Timeouts, Upstream};
+use crate::addr::{Host, PrefixSet};
+use crate::config::Mistakes;
+use crate::config::typed::{self, Config, HostPattern, OnFailure, Timeouts, Upstream};
 use crate::limit::Quota;
 use crate::policy::allow_list::AllowList;
 use crate::policy::destination::Destinations;
 use crate::policy::route::Routes;
-use crate::record::Redaction;
+use crate::record::{Redaction, TagKey};
+use crate::tls;
 
 /// One compiled configuration.
 pub struct Snapshot {
@@ -22,6 +26,8 @@ pub struct Snapshot {
     pub ingress: Vec<Arc<Entrance>>,
     pub egress: Option<Arc<Exit>>,
     pub redaction: Arc<Redaction>,
+    /// SHA-256 of the configuration's text, in hexadecimal.
+    pub hash: String,
     /// What it was compiled from.
     pub config: Config,
 }
@@ -71,7 +77,7 @@ pub struct Gate {
 pub struct GateClient {
     pub name: Arc<str>,
     pub from: PrefixSet,
-    pub password: Option<crate::config::typed::Password>,
+    pub password: Option<typed::Password>,
 }
 
 /// A named forward, compiled.
@@ -82,6 +88,178 @@ pub struct Forward {
     pub to: crate::addr::Destination,
     /// Allows `to`, and the addresses given beside it.
     pub destinations: Destinations,
+}
+
+/// Where the connections of a bound socket lead.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Leads {
+    /// `egress.listener` and `egress.forward`: which of them it is, is looked up for each connection.
+    Out,
+    /// `ingress.listen`
+    In,
+    /// `ingress.redirect_http`
+    Redirect,
+}
+
+/// A socket to be bound, and where it leads.
+pub type Listen = (Leads, SocketAddr);
+
+impl Snapshot {
+    /// Gives `config` its form for use: lists as sets, limits as quotas, certificates read and checked. `tag_key` is
+    /// the journal's.
+    ///
+    /// # Errors
+    /// What only shows now, at its place in the file: a certificate or key that cannot be used.
+    pub fn compile(config: Config, generation: u64, tag_key: TagKey) -> Result<Self, Mistakes> {
+        let mut mistakes = Vec::new();
+        let mut ingress = Vec::new();
+        for (at, entry) in config.ingress.iter().enumerate() {
+            match entrance(&config, entry, at) {
+                Ok(entrance) => ingress.push(Arc::new(entrance)),
+                Err(found) => mistakes.extend(found),
+            }
+        }
+        if let Some(mistakes) = Mistakes::new(mistakes) {
+            return Err(mistakes);
+        }
+        Ok(Self {
+            generation,
+            ingress,
+            egress: config.egress.as_ref().map(|e| Arc::new(exit(e))),
+            redaction: Arc::new(Redaction::new(
+                &config.audit.query_values,
+                &config.audit.secret_paths,
+                tag_key,
+            )),
+            hash: hash(config.source.text()),
+            config,
+        })
+    }
+
+    /// Every socket that this configuration wants bound, but for the admin listener.
+    pub fn listens(&self) -> Vec<Listen> {
+        let entrances = || self.ingress.iter();
+        let tls = entrances().flat_map(|e| e.listen.iter().map(|a| (Leads::In, *a)));
+        let plain = entrances().flat_map(|e| e.redirect_http.iter().map(|a| (Leads::Redirect, *a)));
+        let exits = || self.egress.iter();
+        let gates = exits().flat_map(|e| e.listeners.iter().map(|g| (Leads::Out, g.listen)));
+        let forwards = exits().flat_map(|e| e.forwards.iter().map(|f| (Leads::Out, f.listen)));
+        tls.chain(plain).chain(gates).chain(forwards).collect()
+    }
+}
+
+fn entrance(config: &Config, ingress: &typed::Ingress, at: usize) -> Result<Entrance, Mistakes> {
+    let tls = tls::server_config(&ingress.tls).map_err(|error| {
+        let key = format!("ingress[{at}].tls.certificates[0]");
+        let mend = "check both files: the whole chain, leaf first, and its unencrypted private key, in PEM form";
+        Mistakes::from(config.source.remark(&key, error.to_string(), mend))
+    })?;
+    let patterns = |route: &typed::Route| (route.hosts.clone(), route.path.clone());
+    let mut way = Vec::new();
+    for entry in &ingress.routes {
+        way.push(Arc::new(route(config, ingress, entry)?));
+    }
+    Ok(Entrance {
+        listen: ingress.listen.clone(),
+        redirect_http: ingress.redirect_http.clone(),
+        tls,
+        proxy_protocol_from: set(&ingress.proxy_protocol_from),
+        list: list(ingress.allow.as_deref(), &ingress.deny),
+        quotas: quotas(config, &ingress.limits),
+        routes: Routes::new(ingress.routes.iter().map(patterns)),
+        way,
+    })
+}
+
+fn route(
+    config: &Config,
+    ingress: &typed::Ingress,
+    route: &typed::Route,
+) -> Result<Route, Mistakes> {
+    let host = match route.hosts.first() {
+        None => "*".to_owned(),
+        Some(HostPattern::Below(name)) => format!("*.{name}"),
+        Some(HostPattern::Exact(Host::Address(address))) if address.is_ipv6() => {
+            format!("[{address}]")
+        }
+        Some(HostPattern::Exact(host)) => host.to_string(),
+    };
+    // What the listener counts already is not counted again.
+    let own = route.limits.iter().filter(|l| !ingress.limits.contains(l));
+    let upstream = config.upstreams.get(&route.upstream).ok_or_else(|| {
+        let problem = format!("no upstream is called `{}`", route.upstream);
+        config
+            .source
+            .remark("upstreams", problem, "add it to `[upstreams]`")
+    })?;
+    Ok(Route {
+        name: format!("{host}{}", route.path).into(),
+        list: list(route.allow.as_deref(), &route.deny),
+        quotas: quotas(config, own),
+        upstream_name: route.upstream.as_str().into(),
+        upstream: Arc::new(upstream.clone()),
+        timeouts: route.timeouts,
+        max_body: route.max_body,
+        on_failure: route.on_failure,
+    })
+}
+
+fn exit(egress: &typed::Egress) -> Exit {
+    Exit {
+        listeners: egress.listeners.iter().map(|l| Arc::new(gate(l))).collect(),
+        forwards: egress
+            .forwards
+            .iter()
+            .map(|f| Arc::new(forward(f)))
+            .collect(),
+        destinations: Destinations::new(&egress.policy),
+    }
+}
+
+fn gate(listener: &typed::EgressListener) -> Gate {
+    let clients = listener.clients.iter().map(|client| GateClient {
+        name: client.name.as_str().into(),
+        from: set(&client.from),
+        password: client.password.clone(),
+    });
+    Gate {
+        listen: listener.listen,
+        http: listener.http,
+        socks5: listener.socks5,
+        clients: clients.collect(),
+    }
+}
+
+fn forward(forward: &typed::Forward) -> Forward {
+    Forward {
+        name: forward.name.as_str().into(),
+        listen: forward.listen,
+        from: set(&forward.from),
+        to: forward.to.clone(),
+        destinations: Destinations::only(&forward.name, &forward.to, &forward.addresses),
+    }
+}
+
+fn set(nets: &[IpNet]) -> PrefixSet {
+    nets.iter().copied().collect()
+}
+
+fn list(allow: Option<&[IpNet]>, deny: &[IpNet]) -> AllowList {
+    AllowList::new(allow.map(set), set(deny))
+}
+
+fn quotas<'l>(config: &Config, names: impl IntoIterator<Item = &'l String>) -> Vec<Quota> {
+    let quota = |name: &'l String| Some(Quota::new(name, config.limits.get(name)?));
+    names.into_iter().filter_map(quota).collect()
+}
+
+fn hash(text: &str) -> String {
+    let digest = digest::digest(&digest::SHA256, text.as_bytes());
+    digest
+        .as_ref()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 /// The snapshot in force; cheap to clone.

@@ -9,6 +9,8 @@ use std::net::SocketAddr;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpStream;
 
+pub mod fixed;
+
 /// Connections that the kernel queues before we accept them.
 const BACKLOG: i32 = 1024;
 

@@ -278,6 +278,19 @@ fn per_refusal(family: &Family<RefusalLabels, Counter>, way: Way) -> [Counter; R
     })
 }
 
+/// Sends diagnostics to standard error. Once per process; a second call changes nothing.
+pub fn subscribe(json: bool, level: tracing::Level) {
+    let builder = tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(std::io::stderr);
+    let set = if json {
+        builder.json().flatten_event(true).try_init()
+    } else {
+        builder.with_target(false).with_ansi(false).try_init()
+    };
+    set.ok(); // already set: the first one stays
+}
+
 /// The metric of `labels`, made if it is new: called at start only.
 fn one<L, M>(family: &Family<L, M>, labels: L) -> M
 where

@@ -128,9 +128,13 @@ impl Load {
         self.at
     }
 
-    /// Runs `task` on this worker; `task` usually owns the `Load`.
-    pub fn run(&self, task: impl Future<Output = ()> + Send + 'static) {
-        self.seats[self.at].handle.spawn(task);
+    /// Runs `task` on this worker; the load is given back when it ends.
+    pub fn run_owned(self, task: impl Future<Output = ()> + Send + 'static) {
+        let handle = self.seats[self.at].handle.clone();
+        handle.spawn(async move {
+            task.await;
+            drop(self);
+        });
     }
 }
 

@@ -12,6 +12,8 @@ use ipnet::IpNet;
 
 use crate::addr::{Destination, Host};
 
+use super::remark::Source;
+
 /// One whole configuration.
 #[derive(Debug)]
 pub struct Config {
@@ -23,6 +25,10 @@ pub struct Config {
     pub ingress: Vec<Ingress>,
     pub upstreams: BTreeMap<String, Upstream>,
     pub egress: Option<Egress>,
+    /// When the first entry of a set that is in force expires, in nanoseconds since 1970: a reload then leaves it out.
+    pub next_expiry_ns: Option<u64>,
+    /// What it was read from, and where each key stands.
+    pub source: Source,
 }
 
 /// `[process]`

@@ -1,13 +1,42 @@
 //! Which places may be named, by whom: decided before any name is resolved.
+//!
+//! Rules are asked in the order of the configuration and the first that matches decides. Without any rule every public
+//! destination is allowed; with rules, what none of them matches is denied. Names that mean something only on this
+//! machine or in this network are matched by no `*`. Which addresses may be dialled is decided in `address`.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::addr::{Destination, PrefixSet};
+use ipnet::IpNet;
+
+use crate::addr::{Destination, Host, PrefixSet};
+use crate::config::typed::{Action, DestinationPattern, PolicyRule};
 use crate::outcome::Refusal;
 
-/// The egress rules, compiled.
+/// Denied unless a rule lists the port: nobody sends mail from the address that customers trust.
+const SMTP_PORT: u16 = 25;
+/// Name services of cloud machines: only a rule with exactly this name reaches them.
+const METADATA_NAMES: [&str; 2] = ["instance-data", "metadata.google.internal"];
+/// Zones that no public name lives in (RFC 6761 section 6.3, RFC 6762 section 3, ICANN's `internal`).
+const LOCAL_ZONES: [&str; 3] = ["internal", "local", "localhost"];
+
+/// The egress rules, compiled. The default allows every public destination.
 #[derive(Debug, Default)]
-pub struct Destinations {}
+pub struct Destinations {
+    rules: Box<[Rule]>,
+}
+
+#[derive(Debug)]
+struct Rule {
+    name: Arc<str>,
+    /// Empty: every client.
+    clients: Box<[Box<str>]>,
+    patterns: Box<[DestinationPattern]>,
+    /// Empty: every port but [`SMTP_PORT`].
+    ports: Box<[(u16, u16)]>,
+    addresses: Arc<PrefixSet>,
+    action: Action,
+}
 
 /// Proof that a destination may be resolved and dialled, under the conditions of the rule that said so.
 #[derive(Clone, Debug)]
@@ -15,18 +44,95 @@ pub struct Allowed {
     destination: Destination,
     rule: Arc<str>,
     addresses: Arc<PrefixSet>,
+    literal: bool,
     would_deny: bool,
 }
 
 impl Destinations {
+    /// Compiles `[[egress.policy]]`, in its order.
+    pub fn new(rules: &[PolicyRule]) -> Self {
+        let compile = |rule: &PolicyRule| Rule {
+            name: rule.name.as_str().into(),
+            clients: rule.clients.iter().map(|c| c.as_str().into()).collect(),
+            patterns: rule.destinations.clone().into(),
+            ports: rule.ports.clone().into(),
+            addresses: Arc::new(rule.addresses.iter().copied().collect()),
+            action: rule.action,
+        };
+        Self {
+            rules: rules.iter().map(compile).collect(),
+        }
+    }
+
+    /// The rule of one named forward: `to` and nothing else, at `addresses` too if they are special-purpose.
+    pub fn only(name: &str, to: &Destination, addresses: &[IpNet]) -> Self {
+        let rule = Rule {
+            name: name.into(),
+            clients: Box::default(),
+            patterns: [DestinationPattern::Exact(to.host.clone())].into(),
+            ports: [(to.port, to.port)].into(),
+            addresses: Arc::new(addresses.iter().copied().collect()),
+            action: Action::Allow,
+        };
+        Self {
+            rules: [rule].into(),
+        }
+    }
+
     /// Judges `destination` for the egress client of that name.
     pub fn judge(&self, client: &str, destination: Destination) -> Result<Allowed, Refusal> {
-        let _ = client;
+        if self.rules.is_empty() {
+            return open(destination);
+        }
+        for rule in &self.rules {
+            if let Some(pattern) = rule.matching(client, &destination) {
+                return rule.decide(pattern, destination);
+            }
+        }
+        Err(Refusal::DestinationDenied)
+    }
+}
+
+impl Rule {
+    fn matching(&self, client: &str, destination: &Destination) -> Option<&DestinationPattern> {
+        let clients = self.clients.is_empty() || self.clients.iter().any(|c| **c == *client);
+        if !clients || !self.has_port(destination.port) {
+            return None;
+        }
+        self.patterns
+            .iter()
+            .find(|pattern| matches(pattern, &destination.host))
+    }
+
+    fn has_port(&self, port: u16) -> bool {
+        if self.ports.is_empty() {
+            return port_by_default(port);
+        }
+        port != 0
+            && self
+                .ports
+                .iter()
+                .any(|(first, last)| (*first..=*last).contains(&port))
+    }
+
+    fn decide(
+        &self,
+        pattern: &DestinationPattern,
+        destination: Destination,
+    ) -> Result<Allowed, Refusal> {
+        if self.action == Action::Deny {
+            return Err(Refusal::DestinationDenied);
+        }
+        let named = matches!(
+            pattern,
+            DestinationPattern::Exact(_) | DestinationPattern::Net(_)
+        );
         Ok(Allowed {
+            literal: named && destination.host.as_name().is_none(),
             destination,
-            rule: "".into(),
-            addresses: Arc::default(),
-            would_deny: false,
+            rule: Arc::clone(&self.name),
+            addresses: Arc::clone(&self.addresses),
+            would_deny: self.action == Action::Report,
         })
     }
 }
@@ -42,13 +148,245 @@ impl Allowed {
         &self.rule
     }
 
-    /// Special-purpose addresses that the rule nevertheless allows.
+    /// Special-purpose addresses that the rule nevertheless allows, our own among them.
     pub fn addresses(&self) -> &PrefixSet {
         &self.addresses
+    }
+
+    /// Whether the rule names this very address, or a network that holds it: then it may be special-purpose.
+    pub fn literal(&self) -> bool {
+        self.literal
     }
 
     /// Whether the rule only reports that it would have denied.
     pub fn would_deny(&self) -> bool {
         self.would_deny
+    }
+}
+
+/// What is allowed where no rule is configured.
+fn open(destination: Destination) -> Result<Allowed, Refusal> {
+    if !port_by_default(destination.port) || !matches(&DestinationPattern::Any, &destination.host) {
+        return Err(Refusal::DestinationDenied);
+    }
+    Ok(Allowed {
+        destination,
+        rule: "default".into(),
+        addresses: Arc::default(),
+        literal: false,
+        would_deny: false,
+    })
+}
+
+fn port_by_default(port: u16) -> bool {
+    port != 0 && port != SMTP_PORT
+}
+
+fn matches(pattern: &DestinationPattern, host: &Host) -> bool {
+    match (pattern, host) {
+        (DestinationPattern::Any, Host::Name(name)) => !is_local(name),
+        (DestinationPattern::Any, Host::Address(_)) => true,
+        (DestinationPattern::Below(zone), Host::Name(name)) => {
+            below(name, zone) && !METADATA_NAMES.contains(&&**name)
+        }
+        (DestinationPattern::Below(_), Host::Address(_)) => false,
+        (DestinationPattern::Exact(exact), host) => exact == host,
+        (DestinationPattern::Net(net), Host::Address(address)) => holds(net, *address),
+        (DestinationPattern::Net(_), Host::Name(_)) => false,
+    }
+}
+
+fn holds(net: &IpNet, address: IpAddr) -> bool {
+    net.contains(&address.to_canonical())
+}
+
+fn below(name: &str, zone: &str) -> bool {
+    name.strip_suffix(zone)
+        .and_then(|rest| rest.strip_suffix('.'))
+        .is_some_and(|rest| !rest.is_empty())
+}
+
+/// A name of this machine or network: one label only, or in one of [`LOCAL_ZONES`].
+fn is_local(name: &str) -> bool {
+    !name.contains('.') || LOCAL_ZONES.iter().any(|zone| below(name, zone))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rule(name: &str, destinations: Vec<DestinationPattern>, action: Action) -> PolicyRule {
+        PolicyRule {
+            name: name.into(),
+            clients: vec![],
+            destinations,
+            ports: vec![],
+            addresses: vec![],
+            action,
+        }
+    }
+
+    fn to(text: &str) -> Destination {
+        Destination::parse(text).unwrap()
+    }
+
+    fn exact(text: &str) -> DestinationPattern {
+        DestinationPattern::Exact(Host::parse(text).unwrap())
+    }
+
+    #[test]
+    fn without_rules_public_names_are_allowed_but_not_port_25() {
+        let open = Destinations::default();
+        for text in ["db.example.com:5432", "192.0.2.1:443", "[2001:db8::1]:443"] {
+            let allowed = open.judge("app", to(text)).unwrap();
+            assert_eq!(allowed.rule(), "default");
+            assert!(!allowed.literal() && !allowed.would_deny());
+        }
+        assert_eq!(
+            open.judge("app", to("mail.example.com:25")).unwrap_err(),
+            Refusal::DestinationDenied
+        );
+        let port_0 = Destination {
+            host: Host::parse("a.example").unwrap(),
+            port: 0,
+        };
+        assert!(open.judge("app", port_0).is_err());
+    }
+
+    const LOCAL: [&str; 9] = [
+        "localhost",
+        "a.localhost",
+        "printer.local",
+        "db.internal",
+        "metadata.google.internal",
+        "instance-data",
+        "postgres",
+        "LOCALHOST.",
+        "kubernetes.default.svc.cluster.local",
+    ];
+
+    #[test]
+    fn local_names_need_a_rule_that_names_them() {
+        let any = Destinations::new(&[rule("any", vec![DestinationPattern::Any], Action::Allow)]);
+        for name in LOCAL {
+            let asked = to(&format!("{name}:443"));
+            assert!(
+                Destinations::default().judge("app", asked.clone()).is_err(),
+                "{name}"
+            );
+            assert!(any.judge("app", asked.clone()).is_err(), "{name}");
+            let named = Destinations::new(&[rule("named", vec![exact(name)], Action::Allow)]);
+            assert!(named.judge("app", asked).is_ok(), "{name}");
+        }
+        assert!(any.judge("app", to("locals.example.com:443")).is_ok());
+        assert!(any.judge("app", to("mylocal.example:443")).is_ok());
+    }
+
+    #[test]
+    fn a_zone_may_be_local_but_never_reaches_metadata() {
+        let zone = |zone: &str| {
+            Destinations::new(&[rule(
+                "zone",
+                vec![DestinationPattern::Below(zone.into())],
+                Action::Allow,
+            )])
+        };
+        assert!(
+            zone("corp.internal")
+                .judge("app", to("db.corp.internal:5432"))
+                .is_ok()
+        );
+        assert!(
+            zone("internal")
+                .judge("app", to("metadata.google.internal:80"))
+                .is_err()
+        );
+        assert!(
+            zone("example.com")
+                .judge("app", to("a.b.example.com:80"))
+                .is_ok()
+        );
+        for other in [
+            "example.com:80",
+            "badexample.com:80",
+            "a.example.com.evil.test:80",
+        ] {
+            assert!(
+                zone("example.com").judge("app", to(other)).is_err(),
+                "{other}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_first_rule_that_matches_decides() {
+        let rules = Destinations::new(&[
+            rule("no", vec![exact("bad.example.com")], Action::Deny),
+            rule("watch", vec![exact("odd.example.com")], Action::Report),
+            rule(
+                "zone",
+                vec![DestinationPattern::Below("example.com".into())],
+                Action::Allow,
+            ),
+            rule("never", vec![DestinationPattern::Any], Action::Deny),
+        ]);
+        assert!(rules.judge("app", to("bad.example.com:443")).is_err());
+        assert!(rules.judge("app", to("BAD.example.com.:443")).is_err());
+        assert!(
+            rules
+                .judge("app", to("odd.example.com:443"))
+                .unwrap()
+                .would_deny()
+        );
+        assert_eq!(
+            rules.judge("app", to("db.example.com:443")).unwrap().rule(),
+            "zone"
+        );
+        assert!(rules.judge("app", to("other.test:443")).is_err());
+    }
+
+    #[test]
+    fn clients_and_ports_are_part_of_a_rule() {
+        let rules = Destinations::new(&[PolicyRule {
+            clients: vec!["app".into()],
+            ports: vec![(443, 443), (5432, 5439)],
+            ..rule("db", vec![DestinationPattern::Any], Action::Allow)
+        }]);
+        assert!(rules.judge("app", to("db.example.com:5435")).is_ok());
+        assert!(rules.judge("app", to("db.example.com:5440")).is_err());
+        assert!(rules.judge("other", to("db.example.com:443")).is_err());
+    }
+
+    #[test]
+    fn literal_addresses_match_networks_and_no_zone() {
+        let rules = Destinations::new(&[
+            rule(
+                "net",
+                vec![DestinationPattern::Net("10.1.0.0/16".parse().unwrap())],
+                Action::Allow,
+            ),
+            rule("any", vec![DestinationPattern::Any], Action::Allow),
+        ]);
+        assert!(rules.judge("app", to("10.1.2.3:5432")).unwrap().literal());
+        assert!(
+            rules
+                .judge("app", to("[::ffff:10.1.2.3]:5432"))
+                .unwrap()
+                .literal()
+        );
+        assert!(!rules.judge("app", to("10.2.2.3:5432")).unwrap().literal());
+    }
+
+    #[test]
+    fn a_forward_allows_its_own_destination_only() {
+        let only = Destinations::only("db", &to("db.example.com:25"), &[]);
+        assert_eq!(
+            only.judge("db", to("db.example.com:25")).unwrap().rule(),
+            "db"
+        );
+        assert!(only.judge("db", to("db.example.com:26")).is_err());
+        assert!(only.judge("db", to("x.example.com:25")).is_err());
+        let literal = Destinations::only("db", &to("127.0.0.1:5432"), &[]);
+        assert!(literal.judge("db", to("127.0.0.1:5432")).unwrap().literal());
     }
 }

@@ -1,0 +1,165 @@
+//! What the seats and the writer tell each other without a lock: who wants a write, and how the disk is.
+//!
+//! Attention has three states. A worker that has run out of ready tasks raises it to `WANTED` if somebody waits for a
+//! record, to `LAZY` if there are only records for which nobody waits; only the first to raise it wakes the writer.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
+
+use crate::clock;
+
+/// Nothing to write.
+pub(super) const IDLE: u8 = 0;
+/// Something to write soon.
+pub(super) const LAZY: u8 = 1;
+/// Somebody waits.
+pub(super) const WANTED: u8 = 2;
+
+/// Records for which nobody waits are written after this time at the latest.
+const LAZY_WAIT: Duration = Duration::from_millis(20);
+
+/// Shared by all seats and the writer.
+pub(super) struct Board {
+    attention: AtomicU8,
+    writer: OnceLock<Thread>,
+    origin: Instant,
+    /// Nanoseconds since `origin` at which the batch in progress was begun; 0 if there is none.
+    busy_since_ns: AtomicU64,
+    down: AtomicBool,
+    closing: AtomicBool,
+    /// First `seq` of the segment that is being written.
+    segment: AtomicU64,
+    /// How long anybody waits for a record.
+    pub(super) budget: Duration,
+    pub(super) counts: Counts,
+}
+
+/// What happened while records could not be made durable.
+#[derive(Default)]
+pub(super) struct Counts {
+    /// Entries refused before anything was recorded.
+    pub(super) refused: AtomicU64,
+    /// Entries let through without a record, or without waiting for it.
+    pub(super) unrecorded: AtomicU64,
+    /// Events that found no room.
+    pub(super) events_lost: AtomicU64,
+}
+
+impl Board {
+    pub(super) fn new(budget: Duration) -> Self {
+        Self {
+            attention: AtomicU8::new(IDLE),
+            writer: OnceLock::new(),
+            origin: clock::now(),
+            busy_since_ns: AtomicU64::new(0),
+            down: AtomicBool::new(false),
+            closing: AtomicBool::new(false),
+            segment: AtomicU64::new(0),
+            budget,
+            counts: Counts::default(),
+        }
+    }
+
+    /// Asks for a write.
+    pub(super) fn raise(&self, to: u8) {
+        if self.attention.load(Ordering::Relaxed) >= to {
+            return;
+        }
+        if self.attention.fetch_max(to, Ordering::AcqRel) < to {
+            self.wake();
+        }
+    }
+
+    /// Asks the writer to write what there is and end.
+    pub(super) fn close(&self) {
+        self.closing.store(true, Ordering::Release);
+        self.wake();
+    }
+
+    pub(super) fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Acquire)
+    }
+
+    /// Called by the writer on its own thread.
+    pub(super) fn attend(&self) {
+        self.writer.set(thread::current()).ok(); // only ever set once
+    }
+
+    /// Called by the writer: sleeps until a write is wanted, or for `rest`.
+    pub(super) fn wait(&self, rest: Duration) {
+        let begun = clock::now();
+        loop {
+            let bound = match self.attention.load(Ordering::Acquire) {
+                IDLE => rest,
+                LAZY => rest.min(LAZY_WAIT),
+                _ => return,
+            };
+            let left = bound.saturating_sub(begun.elapsed());
+            if left.is_zero() || self.is_closing() {
+                return;
+            }
+            thread::park_timeout(left);
+        }
+    }
+
+    /// Called by the writer: sleeps for `rest` whoever wants a write.
+    pub(super) fn pause(&self, rest: Duration) {
+        let begun = clock::now();
+        while !self.is_closing() {
+            let left = rest.saturating_sub(begun.elapsed());
+            if left.is_zero() {
+                return;
+            }
+            thread::park_timeout(left);
+        }
+    }
+
+    /// Called by the writer before it takes what is there: what comes later raises anew.
+    pub(super) fn lower(&self) {
+        self.attention.swap(IDLE, Ordering::AcqRel);
+    }
+
+    pub(super) fn set_busy(&self, busy: bool) {
+        let since = if busy { self.since_origin().max(1) } else { 0 };
+        self.busy_since_ns.store(since, Ordering::Release);
+    }
+
+    pub(super) fn set_down(&self, down: bool) {
+        self.down.store(down, Ordering::SeqCst);
+    }
+
+    /// Whether records can be made durable: the last write did not fail, and none hangs.
+    pub(super) fn is_healthy(&self) -> bool {
+        !self.down.load(Ordering::SeqCst) && !self.is_stalled() && !self.is_closing()
+    }
+
+    pub(super) fn set_segment(&self, first: u64) {
+        self.segment.store(first, Ordering::Release);
+    }
+
+    pub(super) fn segment(&self) -> u64 {
+        self.segment.load(Ordering::Acquire)
+    }
+
+    fn is_stalled(&self) -> bool {
+        match self.busy_since_ns.load(Ordering::Acquire) {
+            0 => false,
+            since => {
+                let budget = u64::try_from(self.budget.as_nanos()).unwrap_or(u64::MAX);
+                self.since_origin().saturating_sub(since) > budget
+            }
+        }
+    }
+
+    fn since_origin(&self) -> u64 {
+        u64::try_from(self.origin.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    fn wake(&self) {
+        if let Some(writer) = self.writer.get() {
+            writer.unpark();
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! What can keep the log from being opened, told so that it can be mended; and the two files beside the segments.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::segment::Store;
+use crate::clock;
+use crate::disk;
+use crate::record::{TAG_KEY_BYTES, TagKey};
+
+/// Why the log cannot be opened. Each text names the file, the cause and the mend.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// A record is damaged and later ones are not: this is no torn write.
+    #[error(
+        "{file}: damaged at byte {offset}: {what}, with later records behind it; restore the file from a copy, or move \
+         it out of the directory to go on without it (`tollgate audit verify` will then report the gap)"
+    )]
+    Damaged {
+        file: PathBuf,
+        offset: u64,
+        what: String,
+    },
+    /// The operating system said no.
+    #[error("cannot {doing} {path}: {error}; {mend}")]
+    Io {
+        path: PathBuf,
+        doing: &'static str,
+        error: io::Error,
+        mend: &'static str,
+    },
+    /// Another process writes here.
+    #[error(
+        "{path} is locked by another process; stop it, or give this one its own `process.state_dir`"
+    )]
+    Locked { path: PathBuf },
+    /// The file with the key of the tags is not one.
+    #[error(
+        "{path} does not hold a key of 32 bytes; restore it from a copy, or remove it to begin a new one (values in old \
+         records are then found with the old key only)"
+    )]
+    TagKey { path: PathBuf },
+}
+
+impl OpenError {
+    pub(super) fn io(path: &Path, doing: &'static str, error: io::Error) -> Self {
+        let mend = match error.kind() {
+            io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => {
+                "it, or what is above it, is not a directory; set `process.state_dir` to one"
+            }
+            io::ErrorKind::PermissionDenied => {
+                "give the user that runs tollgate the right to write there, or set `process.state_dir` elsewhere"
+            }
+            io::ErrorKind::ReadOnlyFilesystem => {
+                "mount it writable, or set `process.state_dir` elsewhere"
+            }
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                "make room on the disk, or lower `audit.segment_bytes`"
+            }
+            _ => "check the disk, or set `process.state_dir` elsewhere",
+        };
+        Self::Io {
+            path: path.to_owned(),
+            doing,
+            error,
+            mend,
+        }
+    }
+}
+
+/// Takes the lock that keeps a second process away.
+pub(super) fn lock(state_dir: &Path) -> Result<std::fs::File, OpenError> {
+    let path = state_dir.join("lock");
+    match disk::lock(&path) {
+        Ok(Some(lock)) => Ok(lock),
+        Ok(None) => Err(OpenError::Locked { path }),
+        Err(error) => Err(OpenError::io(&path, "lock", error)),
+    }
+}
+
+/// Reads the key of the tags; makes one if there is none.
+pub(super) fn tag_key(store: &Store) -> Result<TagKey, OpenError> {
+    let path = store.dir.join("tag.key");
+    match store.disk.read(&path) {
+        Ok(bytes) => match bytes.as_slice().try_into() {
+            Ok(bytes) => Ok(TagKey::new(bytes)),
+            Err(_) => Err(OpenError::TagKey { path }),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let mut bytes = [0; TAG_KEY_BYTES];
+            clock::draw(&mut bytes);
+            store
+                .disk
+                .create_with(&path, &bytes)
+                .and_then(|()| store.disk.sync_dir(&store.dir))
+                .map_err(|error| OpenError::io(&path, "write", error))?;
+            Ok(TagKey::new(&bytes))
+        }
+        Err(error) => Err(OpenError::io(&path, "read", error)),
+    }
+}

@@ -1,0 +1,170 @@
+//! What an earlier process left: how far the log goes, which entries it left open, and bytes that are no records.
+//!
+//! Recovery reads back to the oldest segment in which an entry can still be open, which every segment's first record
+//! names. It cuts the tail of a torn write, keeping the bytes in `quarantine/`; it never cuts anything else. Where a
+//! file is damaged it refuses to start: going on would bury the damage.
+
+use std::collections::HashMap;
+use std::io;
+
+use super::OpenError;
+use super::frame::{Kind, Line};
+use super::scan::{self, Found};
+use super::segment::{Name, Store};
+use crate::clock::Id;
+use crate::disk::Access;
+use crate::record::Event;
+use crate::telemetry::Way;
+
+/// What the next process goes on from.
+#[derive(Debug, Default)]
+pub(super) struct Recovered {
+    /// The number of the next record.
+    pub(super) next: u64,
+    /// Entries without a terminal record. Bounded by what one process lets in.
+    pub(super) open: HashMap<Id, Way>,
+    /// The oldest segment that holds one of them.
+    pub(super) since: u64,
+    /// What there is to tell.
+    pub(super) events: Vec<Event>,
+}
+
+pub(super) fn recover(store: &Store) -> Result<Recovered, OpenError> {
+    let failed = |error| OpenError::io(&store.dir, "read", error);
+    store.remove_spare().map_err(failed)?;
+    let segments = store.segments().map_err(failed)?;
+    let since = open_since(store, &segments).map_err(failed)?;
+    let mut recovered = Recovered {
+        next: segments.first().map_or(1, |name| name.first),
+        since,
+        ..Recovered::default()
+    };
+    let begin = segments.partition_point(|name| name.first < since);
+    for (at, name) in segments.iter().enumerate().skip(begin) {
+        let limit = segments.get(at + 1).map_or(u64::MAX, |next| next.first);
+        if at > begin && name.first != recovered.next {
+            recovered.gap(*name);
+        }
+        let open = &mut recovered.open;
+        let found = scan::scan(store, *name, limit, |line, _| follow(open, line))
+            .map_err(|error| OpenError::io(&store.path(*name), "read", error))?;
+        refuse_damage(store, *name, &found)?;
+        recovered.next = found.next;
+        if !name.closed {
+            recovered.close(store, *name, &found)?;
+        }
+    }
+    if !recovered.open.is_empty() {
+        let count = recovered.open.len().to_string();
+        recovered.event("left_open", vec![("entries", count)]);
+    }
+    Ok(recovered)
+}
+
+/// The first number of the oldest segment that may hold an open entry: named by the newest segment that has a record.
+fn open_since(store: &Store, segments: &[Name]) -> io::Result<u64> {
+    for name in segments.iter().rev() {
+        let mut pieces = scan::Pieces::open(store, *name)?;
+        let since =
+            pieces
+                .next()?
+                .and_then(|piece| match super::frame::check(piece.bytes).ok()?.kind {
+                    Kind::Event("segment", facts) => fact(facts, "open_since")?.parse().ok(),
+                    _ => None,
+                });
+        if let Some(since) = since {
+            return Ok(since);
+        }
+    }
+    Ok(0)
+}
+
+/// The value of a fact in the text of an event of ours.
+fn fact<'a>(facts: &'a str, name: &str) -> Option<&'a str> {
+    let (_, rest) = facts.split_once(&format!("\"{name}\":\""))?;
+    Some(rest.split_once('"')?.0)
+}
+
+fn follow(open: &mut HashMap<Id, Way>, line: &Line<'_>) {
+    match line.kind {
+        Kind::Before(id, way) => drop(open.insert(id, way)),
+        Kind::After(id) => drop(open.remove(&id)),
+        Kind::Denied | Kind::Event(..) => {}
+    }
+}
+
+fn refuse_damage(store: &Store, name: Name, found: &Found) -> Result<(), OpenError> {
+    match found.damage {
+        Some(damage) if name.closed || (damage.followed && found.synced) => {
+            Err(OpenError::Damaged {
+                file: store.path(name),
+                offset: damage.offset,
+                what: damage.what.to_string(),
+            })
+        }
+        _ => Ok(()),
+    }
+}
+
+impl Recovered {
+    /// Closes a segment that was left open; what is behind its last whole line goes to quarantine.
+    fn close(&mut self, store: &Store, name: Name, found: &Found) -> Result<(), OpenError> {
+        let path = store.path(name);
+        let failed = |doing| {
+            let path = path.clone();
+            move |error| OpenError::io(&path, doing, error)
+        };
+        if found.used > found.whole {
+            let file = quarantine(store, name, found).map_err(failed("quarantine the tail of"))?;
+            let bytes = (found.used - found.whole).to_string();
+            self.event("quarantined", vec![("file", file), ("bytes", bytes)]);
+        }
+        if found.whole == 0 {
+            store.disk.remove(&path).map_err(failed("remove"))?;
+            return store.disk.sync_dir(&store.dir).map_err(failed("remove"));
+        }
+        store
+            .disk
+            .open(&path, Access::Write)
+            .and_then(|file| file.truncate(found.whole))
+            .and_then(|()| store.set_closed(name.first))
+            .map_err(failed("close"))
+    }
+
+    fn gap(&mut self, name: Name) {
+        let facts = vec![
+            ("expected", self.next.to_string()),
+            ("found", name.first.to_string()),
+        ];
+        tracing::warn!(
+            expected = self.next,
+            found = name.first,
+            "audit records are missing"
+        );
+        self.event("records_missing", facts);
+    }
+
+    fn event(&mut self, name: &'static str, facts: Vec<(&'static str, String)>) {
+        self.events.push(Event { name, facts });
+    }
+}
+
+/// Copies what is behind the whole lines, durably, and gives the name of the copy.
+fn quarantine(store: &Store, name: Name, found: &Found) -> io::Result<String> {
+    let file = store.disk.open(&store.path(name), Access::Read)?;
+    let length = usize::try_from(found.used - found.whole).unwrap_or(usize::MAX);
+    let (mut bytes, mut at) = (vec![0; length], 0);
+    while let Some(room) = bytes.get_mut(at..).filter(|room| !room.is_empty()) {
+        match file.read_at(room, found.whole + at as u64)? {
+            0 => break,
+            read => at += read,
+        }
+    }
+    let dir = store.quarantine();
+    store.disk.make_dir(&dir)?;
+    let copy = format!("{}.{}.{}", name.text(), found.whole, Id::new());
+    store.disk.create_with(&dir.join(&copy), &bytes)?;
+    store.disk.sync_dir(&dir)?;
+    store.disk.sync_dir(&store.dir)?;
+    Ok(copy)
+}

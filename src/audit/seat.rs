@@ -1,0 +1,407 @@
+//! One worker's place at the journal: where its records wait for the writer, and its requests for their records.
+//!
+//! A seat is one uncontended lock around three byte buffers. `intentions` are BEFORE records, for which somebody
+//! waits; `endings` are AFTER records, whose place was set aside when the entry was let in, so that an ending can
+//! neither be lost nor block; `notes` are denials and events. The writer swaps all three out at once and takes them in
+//! this order, so an ending never comes before its intention. A waiting request holds a ticket; tickets become durable
+//! in order, so "durable up to" is one number, and one wake-up per batch releases all of them.
+
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::mem;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+
+use super::board::{Board, IDLE, LAZY, WANTED};
+use super::denials::Denials;
+use super::epochs::Epochs;
+use crate::clock;
+use crate::record::{AFTER_BYTES_MAX, Denied, DeniedCount, RECORD_BYTES_MAX};
+use crate::workers;
+
+/// Bytes of BEFORE records that wait at one seat.
+const INTENTION_BYTES_MAX: usize = 4 << 20;
+/// Bytes of denials and events that wait at one seat.
+const NOTE_BYTES_MAX: usize = 1 << 20;
+/// Entries of one seat whose AFTER record is not durable yet. Bounds `endings` to this times `AFTER_BYTES_MAX`.
+const OPEN_MAX: u64 = 65_536;
+/// A buffer larger than this is given back after use.
+const KEPT_BYTES_MAX: usize = 1 << 20;
+/// A seat looks for requests that waited too long no more often than this.
+const EXPIRY_TICK: Duration = Duration::from_millis(10);
+
+thread_local! {
+    static HERE: Cell<usize> = const { Cell::new(usize::MAX) };
+}
+
+/// Says that the current thread is worker `at`.
+pub(super) fn sit(at: usize) {
+    HERE.set(at);
+}
+
+/// The number of the worker that this thread is; larger than any if it is none.
+pub(super) fn here() -> usize {
+    HERE.get()
+}
+
+pub(super) struct Seat {
+    board: Arc<Board>,
+    at: usize,
+    /// Shared by all threads that are no workers: nothing parks there, so everything is handed over at once.
+    shared: bool,
+    /// The last ticket whose record is durable, and the last whose record could not be made so.
+    durable: AtomicU64,
+    failed: AtomicU64,
+    /// What the next park will raise attention to.
+    mark: AtomicU8,
+    release: Notify,
+    inside: Mutex<Inside>,
+}
+
+struct Inside {
+    queues: Queues,
+    open: Epochs,
+    /// The last ticket.
+    issued: u64,
+    /// One place per ticket, up to `issued`.
+    waiting: VecDeque<Waiting>,
+    denials: Denials,
+    closed: bool,
+    /// Whether a task releases the waiting, and whether its timer is set.
+    released: bool,
+    timed: bool,
+}
+
+struct Waiting {
+    waker: Waker,
+    deadline: Instant,
+}
+
+/// Records on their way to the writer, one per line.
+#[derive(Default)]
+pub(super) struct Queues {
+    pub(super) intentions: Vec<u8>,
+    pub(super) endings: Vec<u8>,
+    pub(super) notes: Vec<u8>,
+    /// What the endings end.
+    pub(super) ended: Epochs,
+}
+
+/// A place in the queue, and the entry that took it.
+pub(super) struct Ticket {
+    number: u64,
+    deadline: Instant,
+    /// The segment that was being written.
+    pub(super) segment: u64,
+}
+
+impl Seat {
+    /// The seat of worker `at` out of `workers`; the shared one if there is no such worker.
+    pub(super) fn new(board: Arc<Board>, at: usize, workers: usize) -> Self {
+        Self {
+            board,
+            at,
+            shared: at >= workers,
+            durable: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+            mark: AtomicU8::new(IDLE),
+            release: Notify::new(),
+            inside: Mutex::new(Inside {
+                queues: Queues::default(),
+                open: Epochs::default(),
+                issued: 0,
+                waiting: VecDeque::new(),
+                denials: Denials::new(workers + 1, clock::now()),
+                closed: false,
+                released: false,
+                timed: false,
+            }),
+        }
+    }
+
+    /// Queues a BEFORE record; `None` if there is no room, or no hope that it becomes durable.
+    pub(super) fn begin(
+        self: &Arc<Self>,
+        now: Instant,
+        waker: &Waker,
+        encode: impl FnOnce(&mut Vec<u8>),
+    ) -> Option<Ticket> {
+        let mut inside = self.lock();
+        let full = inside.queues.intentions.len() + RECORD_BYTES_MAX > INTENTION_BYTES_MAX
+            || inside.open.total() >= OPEN_MAX;
+        if full || inside.closed || !self.board.is_healthy() {
+            return None;
+        }
+        encode(&mut inside.queues.intentions);
+        inside.queues.intentions.push(b'\n');
+        let segment = self.board.segment();
+        inside.open.add(segment, 1);
+        inside.issued += 1;
+        let (number, deadline) = (inside.issued, now + self.board.budget);
+        let waker = waker.clone();
+        inside.waiting.push_back(Waiting { waker, deadline });
+        let (spawn, kick) = (!inside.released, !inside.timed);
+        if !self.shared {
+            (inside.released, inside.timed) = (true, true);
+        }
+        drop(inside);
+        self.mark(WANTED);
+        if !self.shared && spawn {
+            workers::spawn(release(Arc::clone(self)));
+        } else if !self.shared && kick {
+            self.release.notify_one();
+        }
+        Some(Ticket {
+            number,
+            deadline,
+            segment,
+        })
+    }
+
+    /// Ready with `true` when the ticket's record is durable, with `false` when it was not in time.
+    pub(super) fn poll(&self, ticket: &Ticket, context: &Context<'_>) -> Poll<bool> {
+        if self.durable.load(Ordering::Acquire) >= ticket.number {
+            return Poll::Ready(true);
+        }
+        let late = clock::now() >= ticket.deadline;
+        let mut inside = self.lock();
+        if self.durable.load(Ordering::Acquire) >= ticket.number {
+            return Poll::Ready(true);
+        }
+        if late || self.failed.load(Ordering::Acquire) >= ticket.number {
+            return Poll::Ready(false);
+        }
+        let first = inside.first();
+        let place = ticket
+            .number
+            .checked_sub(first)
+            .and_then(|at| usize::try_from(at).ok())
+            .and_then(|at| inside.waiting.get_mut(at));
+        match place {
+            None => Poll::Ready(false), // released already: it was late by the releaser's clock
+            Some(waiting) => {
+                waiting.waker.clone_from(context.waker());
+                Poll::Pending
+            }
+        }
+    }
+
+    /// Queues the AFTER record of an entry that began while `segment` was written. There is always room for it.
+    pub(super) fn end(&self, segment: u64, encode: impl FnOnce(&mut Vec<u8>)) {
+        let mut inside = self.lock();
+        if inside.closed {
+            return; // the writer has gone; the next start finds the entry open
+        }
+        let queue = &mut inside.queues.endings;
+        let start = queue.len();
+        encode(queue);
+        debug_assert!(queue.len() - start <= AFTER_BYTES_MAX);
+        queue.push(b'\n');
+        inside.queues.ended.add(segment, 1);
+        drop(inside);
+        self.mark(LAZY);
+    }
+
+    /// Counts entries of an earlier process as open, so that their AFTER records can be queued.
+    pub(super) fn adopt(&self, segment: u64, count: u64) {
+        self.lock().open.add(segment, count);
+    }
+
+    /// Queues a denial, or counts it.
+    pub(super) fn deny(&self, denied: &Denied<'_>, now: Instant, wall_ns: u64) {
+        let mut inside = self.lock();
+        let room = inside.queues.notes.len() + RECORD_BYTES_MAX <= NOTE_BYTES_MAX;
+        if room && inside.denials.single(now) {
+            denied.encode(wall_ns, &mut inside.queues.notes);
+            inside.queues.notes.push(b'\n');
+            drop(inside);
+            self.mark(LAZY);
+        } else {
+            inside.denials.count(denied, wall_ns);
+        }
+    }
+
+    /// Queues a note, if there is room.
+    pub(super) fn note(&self, encode: impl FnOnce(&mut Vec<u8>)) -> bool {
+        let mut inside = self.lock();
+        let notes = &mut inside.queues.notes;
+        if notes.len() + RECORD_BYTES_MAX > NOTE_BYTES_MAX {
+            return false;
+        }
+        encode(notes);
+        notes.push(b'\n');
+        drop(inside);
+        self.mark(LAZY);
+        true
+    }
+
+    /// Called when the seat's thread has run out of ready tasks.
+    pub(super) fn park(&self) {
+        if self.mark.load(Ordering::Relaxed) != IDLE {
+            self.board.raise(self.mark.swap(IDLE, Ordering::AcqRel));
+        }
+    }
+
+    /// Has what was queued handed over: by the next park, or at once where no park will come soon.
+    fn mark(&self, to: u8) {
+        if self.shared || self.at != here() {
+            self.board.raise(to);
+        } else if self.mark.load(Ordering::Relaxed) < to {
+            self.mark.fetch_max(to, Ordering::AcqRel);
+        }
+    }
+
+    /// Called by the writer: swaps what waits with the empty `queues`, and gives the last ticket in it.
+    pub(super) fn take(&self, queues: &mut Queues) -> u64 {
+        let mut inside = self.lock();
+        mem::swap(&mut inside.queues, queues);
+        inside.issued
+    }
+
+    /// Called by the writer: gives out the counted denials.
+    pub(super) fn take_denials(&self, out: &mut Vec<DeniedCount>) {
+        out.extend(self.lock().denials.drain());
+    }
+
+    /// Called by the writer: everything up to ticket `upto` and all of `ended` is durable.
+    pub(super) fn publish(&self, upto: u64, ended: &mut Epochs) {
+        self.lock().open.subtract(ended);
+        self.durable.store(upto, Ordering::Release);
+        self.wake();
+    }
+
+    /// Called by the writer: nobody who waits now gets a durable record in time. Gives how many were told.
+    pub(super) fn fail(&self) -> u64 {
+        let inside = self.lock();
+        self.failed.store(inside.issued, Ordering::Release);
+        let told = inside.waiting.len() as u64;
+        drop(inside);
+        self.wake();
+        told
+    }
+
+    /// Called by the writer: takes no more records. Gives whether any had come since the last look, and how many
+    /// entries are open.
+    pub(super) fn close(&self) -> (bool, u64) {
+        let mut inside = self.lock();
+        let Queues {
+            intentions,
+            endings,
+            notes,
+            ..
+        } = &inside.queues;
+        let empty = intentions.is_empty() && endings.is_empty() && notes.is_empty();
+        inside.closed = empty;
+        (empty, inside.open.total())
+    }
+
+    /// The oldest segment that holds an open entry.
+    pub(super) fn oldest(&self) -> Option<u64> {
+        self.lock().open.oldest()
+    }
+
+    pub(super) fn is_shared(&self) -> bool {
+        self.shared
+    }
+
+    fn wake(&self) {
+        if self.shared {
+            self.release_waiting(clock::now(), &mut Vec::new());
+        } else {
+            self.release.notify_one();
+        }
+    }
+
+    /// Wakes all whose wait is over, in order; `wakers` is scratch. Gives when the next one would be late.
+    fn release_waiting(&self, now: Instant, wakers: &mut Vec<Waker>) -> Option<Instant> {
+        let mut inside = self.lock();
+        let upto = self
+            .durable
+            .load(Ordering::Acquire)
+            .max(self.failed.load(Ordering::Acquire));
+        let mut first = inside.first();
+        while let Some(waiting) = inside.waiting.front()
+            && (first <= upto || waiting.deadline <= now)
+        {
+            wakers.extend(inside.waiting.pop_front().map(|w| w.waker));
+            first += 1;
+        }
+        let next = inside.waiting.front().map(|w| w.deadline);
+        drop(inside); // a waker may drop its task, and that an entry of this seat
+        wakers.drain(..).for_each(Waker::wake);
+        next
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inside> {
+        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inside {
+    /// The ticket of the first who waits.
+    fn first(&self) -> u64 {
+        self.issued + 1 - self.waiting.len() as u64
+    }
+}
+
+impl Queues {
+    /// Empties it, keeping what is worth keeping.
+    pub(super) fn clear(&mut self) {
+        for queue in [&mut self.intentions, &mut self.endings, &mut self.notes] {
+            queue.clear();
+            if queue.capacity() > KEPT_BYTES_MAX {
+                *queue = Vec::new();
+            }
+        }
+    }
+}
+
+/// Releases who waits at `seat`, one batch after the other, and looks for who has waited too long.
+async fn release(seat: Arc<Seat>) {
+    /// Lets another task take over when this one ends with its runtime.
+    struct Gone(Arc<Seat>);
+    impl Drop for Gone {
+        fn drop(&mut self) {
+            let mut inside = self.0.lock();
+            (inside.released, inside.timed) = (false, false);
+        }
+    }
+    let seat = Gone(seat);
+    let mut wakers = Vec::new();
+    let timer = tokio::time::sleep(seat.0.board.budget);
+    tokio::pin!(timer);
+    let mut set = true;
+    loop {
+        tokio::select! {
+            () = seat.0.release.notified() => {}
+            () = &mut timer, if set => set = false,
+        }
+        let now = clock::now();
+        let next = seat.0.release_waiting(now, &mut wakers);
+        if set {
+            continue; // it looks again when it fires, however many batches pass until then
+        }
+        let rest = match next {
+            Some(deadline) => deadline.saturating_duration_since(now),
+            None if seat.0.rest() => continue,
+            None => seat.0.board.budget,
+        };
+        timer
+            .as_mut()
+            .reset(tokio::time::Instant::from_std(now + rest.max(EXPIRY_TICK)));
+        set = true;
+    }
+}
+
+impl Seat {
+    /// Notes that no timer is set, unless somebody waits again.
+    fn rest(&self) -> bool {
+        let mut inside = self.lock();
+        inside.timed = !inside.waiting.is_empty();
+        inside.waiting.is_empty()
+    }
+}

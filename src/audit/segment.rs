@@ -1,0 +1,286 @@
+//! The files of the log, and the one that is being written.
+//!
+//! ```text
+//! state_dir/audit/00000000000000000001.jsonl   closed: plain JSON Lines, exactly as long as its records
+//! state_dir/audit/00000000000000004711.open    open: records, then zeros up to the size it was made with
+//! state_dir/audit/spare                        the next one, made ahead: zeros only
+//! state_dir/audit/quarantine/                  bytes that recovery could not read, never deleted
+//! state_dir/audit/tag.key                      the key of the tags in records
+//! ```
+//!
+//! The number is the `seq` of the first record, which is an event `segment`. A file is written front to back, each
+//! batch once. After a failed write it is never written or synced again: what the device holds of it is what the
+//! operating system reported as durable before, and nothing else is believed.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+use crate::config::typed::Durability;
+use crate::disk::{Access, Disk, File};
+use crate::workers;
+
+const CLOSED: &str = ".jsonl";
+const OPEN: &str = ".open";
+const SPARE: &str = "spare";
+/// Digits of the largest `seq`.
+const SEQ_DIGITS: usize = 20;
+/// When the disk is short of room, a segment is halved down to this, or to its own size if that is less.
+const SEGMENT_BYTES_MIN: u64 = 1 << 20;
+
+/// Where the files are and how they are written.
+#[derive(Clone)]
+pub(super) struct Store {
+    pub(super) disk: Disk,
+    pub(super) dir: PathBuf,
+    pub(super) segment_bytes: u64,
+    pub(super) durability: Durability,
+}
+
+/// The name of a segment, read.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(super) struct Name {
+    pub(super) first: u64,
+    pub(super) closed: bool,
+}
+
+/// The segment that is being written.
+pub(super) struct Segment {
+    file: File,
+    path: PathBuf,
+    first: u64,
+    len: u64,
+    size: u64,
+}
+
+/// Makes spares, one ahead.
+pub(super) enum Spares {
+    /// A thread of its own makes them; `asked` while it does, or has done.
+    Ahead {
+        ask: SyncSender<()>,
+        made: Receiver<io::Result<Spare>>,
+        asked: bool,
+    },
+    /// Made when needed.
+    #[cfg(test)]
+    Here(Store),
+}
+
+/// An empty segment that has no name yet.
+pub(super) struct Spare {
+    file: File,
+    size: u64,
+}
+
+impl Name {
+    pub(super) fn read(text: &str) -> Option<Self> {
+        let (digits, closed) = match text.strip_suffix(CLOSED) {
+            Some(digits) => (digits, true),
+            None => (text.strip_suffix(OPEN)?, false),
+        };
+        let first = digits.parse().ok().filter(|first| *first > 0)?;
+        let name = Self { first, closed };
+        (name.text() == text).then_some(name)
+    }
+
+    pub(super) fn text(self) -> String {
+        let suffix = if self.closed { CLOSED } else { OPEN };
+        format!("{:0SEQ_DIGITS$}{suffix}", self.first)
+    }
+}
+
+impl Store {
+    /// All segments, oldest first.
+    pub(super) fn segments(&self) -> io::Result<Vec<Name>> {
+        let names = self.disk.names(&self.dir)?;
+        let mut segments: Vec<_> = names.iter().filter_map(|n| Name::read(n)).collect();
+        segments.sort_unstable();
+        Ok(segments)
+    }
+
+    pub(super) fn path(&self, name: Name) -> PathBuf {
+        self.dir.join(name.text())
+    }
+
+    pub(super) fn quarantine(&self) -> PathBuf {
+        self.dir.join("quarantine")
+    }
+
+    /// Gives a segment whose bytes are final its closed name.
+    pub(super) fn set_closed(&self, first: u64) -> io::Result<()> {
+        let name = |closed| self.path(Name { first, closed });
+        self.disk.rename(&name(false), &name(true))?;
+        self.disk.sync_dir(&self.dir)
+    }
+
+    /// Removes a spare that an earlier process left.
+    pub(super) fn remove_spare(&self) -> io::Result<()> {
+        match self.disk.remove(&self.dir.join(SPARE)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn spare(&self) -> io::Result<Spare> {
+        let path = self.dir.join(SPARE);
+        let mut size = self.segment_bytes;
+        loop {
+            match self.disk.create_zeroed(&path, size) {
+                Ok(()) => break,
+                Err(error)
+                    if error.kind() == io::ErrorKind::StorageFull
+                        && size / 2 >= SEGMENT_BYTES_MIN =>
+                {
+                    size /= 2;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let access = match self.durability {
+            Durability::Sync => Access::Durable,
+            Durability::Write => Access::Write,
+        };
+        let file = self.disk.open(&path, access)?;
+        Ok(Spare { file, size })
+    }
+}
+
+impl Spares {
+    /// Starts the thread that makes them, and asks for the first.
+    pub(super) fn start(store: Store) -> io::Result<Self> {
+        let (ask, asked) = sync_channel::<()>(1);
+        let (give, made) = sync_channel(1);
+        workers::thread("tollgate-spare", move || {
+            while asked.recv().is_ok() {
+                if give.send(store.spare()).is_err() {
+                    return;
+                }
+            }
+        })?;
+        ask.send(()).map_err(|_| gone())?;
+        Ok(Self::Ahead {
+            ask,
+            made,
+            asked: true,
+        })
+    }
+
+    /// One that was made ahead, or now.
+    fn take(&mut self) -> io::Result<Spare> {
+        match self {
+            Self::Ahead { ask, made, asked } => {
+                let mut result = None;
+                if *asked {
+                    result = made.recv().map_err(|_| gone())?.ok(); // an old failure says nothing about now
+                }
+                *asked = false;
+                let spare = match result {
+                    Some(spare) => spare,
+                    None => {
+                        ask.send(()).map_err(|_| gone())?;
+                        made.recv().map_err(|_| gone())??
+                    }
+                };
+                Ok(spare)
+            }
+            #[cfg(test)]
+            Self::Here(store) => store.spare(),
+        }
+    }
+
+    /// Has the next one made.
+    fn ahead(&mut self) {
+        match self {
+            Self::Ahead { ask, asked, .. } => *asked = ask.send(()).is_ok(),
+            #[cfg(test)]
+            Self::Here(_) => {}
+        }
+    }
+}
+
+impl Segment {
+    /// Begins the segment whose first record will be number `first`.
+    pub(super) fn begin(store: &Store, spares: &mut Spares, first: u64) -> io::Result<Self> {
+        let Spare { file, size } = spares.take()?;
+        let path = store.path(Name {
+            first,
+            closed: false,
+        });
+        store.disk.rename(&store.dir.join(SPARE), &path)?;
+        store.disk.sync_dir(&store.dir)?;
+        spares.ahead();
+        Ok(Self {
+            file,
+            path,
+            first,
+            len: 0,
+            size,
+        })
+    }
+
+    /// Bytes that still fit.
+    pub(super) fn room(&self) -> u64 {
+        self.size.saturating_sub(self.len)
+    }
+
+    /// Writes one batch. After an error the segment is good for [`Self::abandon`] only.
+    pub(super) fn append(&mut self, batch: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(batch, self.len)?;
+        self.len += batch.len() as u64;
+        Ok(())
+    }
+
+    /// Whether its name still leads to it.
+    pub(super) fn is_there(&self) -> bool {
+        self.file.is_at(&self.path)
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Cuts it to its records and gives it its closed name.
+    pub(super) fn close(self, store: &Store) -> io::Result<()> {
+        self.file.truncate(self.len)?;
+        store.set_closed(self.first)
+    }
+
+    /// Ends a segment that could not be written: cuts what is not known to be durable, as far as that goes. Recovery
+    /// and `verify` know what to make of one that could not even be cut.
+    pub(super) fn abandon(self, store: &Store) -> io::Result<()> {
+        if self.len == 0 {
+            store.disk.remove(&self.path)?;
+            return store.disk.sync_dir(&store.dir);
+        }
+        self.close(store)
+    }
+}
+
+fn gone() -> io::Error {
+    io::Error::other("the thread that prepares segments has ended")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_sort_by_number_and_nothing_else_is_a_segment() {
+        let name = Name {
+            first: 4711,
+            closed: false,
+        };
+        assert_eq!(name.text(), "00000000000000004711.open");
+        assert_eq!(Name::read(&name.text()), Some(name));
+        for other in [
+            "spare",
+            "4711.open",
+            "00000000000000000000.open",
+            "00000000000000004711.jsonl.gz",
+            "0000000000000000471x.jsonl",
+            "+0000000000000004711.open",
+        ] {
+            assert_eq!(Name::read(other), None, "{other}");
+        }
+    }
+}

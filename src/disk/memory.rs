@@ -1,0 +1,262 @@
+//! A disk in memory that forgets what was not synced, tears what was being written and fails when told to.
+//!
+//! Every changing call counts. A [`Fault`] says what happens from the n-th on; [`Memory::crash`] gives what would be
+//! there after a power cut.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::Access;
+
+#[derive(Clone, Default)]
+pub(crate) struct Memory(Arc<Mutex<State>>);
+
+pub(crate) struct Handle {
+    disk: Memory,
+    file: usize,
+    durable: bool,
+}
+
+#[derive(Clone, Default)]
+struct State {
+    files: Vec<Content>,
+    /// As the running system sees them, and as a power cut would leave them.
+    seen: BTreeMap<PathBuf, usize>,
+    kept: BTreeMap<PathBuf, usize>,
+    calls: u64,
+    fault: Option<Fault>,
+    bytes_max: Option<u64>,
+}
+
+#[derive(Clone, Default)]
+struct Content {
+    seen: Vec<u8>,
+    kept: Vec<u8>,
+}
+
+/// What goes wrong.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Fault {
+    /// Call number `at` and the `count - 1` after it fail; a write leaves `torn` of its bytes behind.
+    Fail { at: u64, count: u64, torn: usize },
+    /// From call number `at` on nothing works any more; that call, if a write, leaves `torn` of its bytes.
+    Cut { at: u64, torn: usize },
+}
+
+impl Memory {
+    pub(crate) fn set_fault(&self, fault: Option<Fault>) {
+        self.state().fault = fault;
+    }
+
+    /// Room for all files together.
+    pub(crate) fn set_bytes_max(&self, bytes: Option<u64>) {
+        self.state().bytes_max = bytes;
+    }
+
+    /// Changing calls until now.
+    pub(crate) fn calls(&self) -> u64 {
+        self.state().calls
+    }
+
+    /// The disk after a power cut: a new one with what was durable.
+    pub(crate) fn crash(&self) -> Self {
+        let state = self.state();
+        let mut after = State {
+            files: state.files.clone(),
+            seen: state.kept.clone(),
+            kept: state.kept.clone(),
+            ..State::default()
+        };
+        for file in &mut after.files {
+            file.seen = file.kept.clone();
+        }
+        drop(state);
+        Self(Arc::new(Mutex::new(after)))
+    }
+
+    /// Reads a whole file.
+    pub(crate) fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        let state = self.state();
+        let file = state.seen.get(path).ok_or(io::ErrorKind::NotFound)?;
+        Ok(state.files[*file].seen.clone())
+    }
+
+    /// Replaces a whole file, behind everybody's back.
+    pub(crate) fn put(&self, path: &Path, bytes: &[u8]) {
+        let mut state = self.state();
+        let file = match state.seen.get(path) {
+            Some(file) => *file,
+            None => state.add(path),
+        };
+        state.kept.insert(path.to_owned(), file);
+        state.files[file] = Content {
+            seen: bytes.to_vec(),
+            kept: bytes.to_vec(),
+        };
+    }
+
+    pub(super) fn make_dir(&self, _: &Path) -> io::Result<()> {
+        Ok(self.state().call()?)
+    }
+
+    pub(super) fn names(&self, dir: &Path) -> io::Result<Vec<String>> {
+        let name = |path: &PathBuf| path.file_name()?.to_str().map(str::to_owned);
+        Ok(self
+            .state()
+            .seen
+            .keys()
+            .filter(|path| path.parent() == Some(dir))
+            .filter_map(name)
+            .collect())
+    }
+
+    pub(super) fn create_zeroed(&self, path: &Path, bytes: u64) -> io::Result<()> {
+        self.create(path, vec![0; usize::try_from(bytes).unwrap()])
+    }
+
+    pub(super) fn create_with(&self, path: &Path, content: &[u8]) -> io::Result<()> {
+        if self.state().seen.contains_key(path) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        self.create(path, content.to_vec())
+    }
+
+    fn create(&self, path: &Path, content: Vec<u8>) -> io::Result<()> {
+        let mut state = self.state();
+        state.call()?;
+        let used: usize = state
+            .seen
+            .values()
+            .map(|f| state.files[*f].seen.len())
+            .sum();
+        if state
+            .bytes_max
+            .is_some_and(|max| (used + content.len()) as u64 > max)
+        {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        let file = state.add(path);
+        state.files[file] = Content {
+            seen: content.clone(),
+            kept: content,
+        };
+        Ok(())
+    }
+
+    pub(super) fn open(&self, path: &Path, access: Access) -> io::Result<Handle> {
+        let file = *self.state().seen.get(path).ok_or(io::ErrorKind::NotFound)?;
+        Ok(Handle {
+            disk: self.clone(),
+            file,
+            durable: access == Access::Durable,
+        })
+    }
+
+    pub(super) fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut state = self.state();
+        state.call()?;
+        let file = state.seen.remove(from).ok_or(io::ErrorKind::NotFound)?;
+        state.seen.insert(to.to_owned(), file);
+        Ok(())
+    }
+
+    pub(super) fn remove(&self, path: &Path) -> io::Result<()> {
+        let mut state = self.state();
+        state.call()?;
+        state.seen.remove(path).ok_or(io::ErrorKind::NotFound)?;
+        Ok(())
+    }
+
+    pub(super) fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        let mut state = self.state();
+        state.call()?;
+        let seen = state.seen.clone();
+        state.kept.retain(|path, _| path.parent() != Some(dir));
+        state.kept.extend(
+            seen.into_iter()
+                .filter(|(path, _)| path.parent() == Some(dir)),
+        );
+        Ok(())
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn add(&mut self, path: &Path) -> usize {
+        self.files.push(Content::default());
+        let file = self.files.len() - 1;
+        self.seen.insert(path.to_owned(), file);
+        file
+    }
+
+    /// Counts a call; an error carries how many bytes a write leaves behind.
+    fn call(&mut self) -> Result<(), Torn> {
+        self.calls += 1;
+        match self.fault {
+            Some(Fault::Fail { at, count, torn }) if (at..at + count).contains(&self.calls) => {
+                Err(Torn(torn))
+            }
+            Some(Fault::Cut { at, torn }) if self.calls == at => Err(Torn(torn)),
+            Some(Fault::Cut { at, .. }) if self.calls > at => Err(Torn(0)),
+            _ => Ok(()),
+        }
+    }
+}
+
+struct Torn(usize);
+
+impl From<Torn> for io::Error {
+    fn from(_: Torn) -> Self {
+        Self::other("injected")
+    }
+}
+
+impl Handle {
+    pub(super) fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        let mut state = self.disk.state();
+        let (written, result) = match state.call() {
+            Ok(()) => (bytes, Ok(())),
+            Err(Torn(torn)) => (&bytes[..torn.min(bytes.len())], Err(Torn(0).into())),
+        };
+        let (at, durable) = (usize::try_from(offset).unwrap(), self.durable);
+        let content = &mut state.files[self.file];
+        let lay = |into: &mut Vec<u8>| {
+            into.resize(into.len().max(at + written.len()), 0);
+            into[at..at + written.len()].copy_from_slice(written);
+        };
+        lay(&mut content.seen);
+        if durable {
+            lay(&mut content.kept);
+        }
+        result
+    }
+
+    pub(super) fn read_at(&self, room: &mut [u8], offset: u64) -> io::Result<usize> {
+        let state = self.disk.state();
+        let seen = &state.files[self.file].seen;
+        let rest = seen
+            .get(usize::try_from(offset).unwrap()..)
+            .unwrap_or_default();
+        let count = rest.len().min(room.len());
+        room[..count].copy_from_slice(&rest[..count]);
+        Ok(count)
+    }
+
+    pub(super) fn truncate(&self, bytes: u64) -> io::Result<()> {
+        let mut state = self.disk.state();
+        state.call()?;
+        let content = &mut state.files[self.file];
+        content.seen.truncate(usize::try_from(bytes).unwrap());
+        content.kept = content.seen.clone();
+        Ok(())
+    }
+
+    pub(super) fn is_at(&self, path: &Path) -> bool {
+        self.disk.state().seen.get(path) == Some(&self.file)
+    }
+}

@@ -1,0 +1,295 @@
+//! The way of a connection out, read straight down.
+//!
+//! Doors differ in how they read an [`Ask`] and how they say yes or no; behind them lies one corridor, [`Egress::pass`]:
+//! judge (which may refuse freely), admit, reach, complete with what `reach` returned. One [`Egress`] serves one worker.
+//! It holds no pool: each ask has a connection of its own.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+
+use crate::addr::{Host, Peer};
+use crate::audit::{Admitted, Journal};
+use crate::config::typed::OnFailure;
+use crate::dial;
+use crate::outcome::{Outcome, Refusal};
+use crate::policy::address::{self, Checked, Families};
+use crate::policy::destination::Allowed;
+use crate::record::{After, Before, Denied, Dial, Ends};
+use crate::relay::Flow;
+use crate::sessions::Session;
+use crate::snapshot::{Live, Snapshot};
+use crate::socket::fixed::{Source, keep_alive};
+use crate::telemetry::{Metrics, Way};
+
+mod ask;
+mod ground;
+mod http_proxy;
+mod identify;
+mod linger;
+mod named_forward;
+mod problem;
+mod reply;
+mod socks;
+
+use ask::{Ask, Door, gate, permitted};
+use ground::{Ground, Grounds};
+use reply::{Carried, Reply, outcome};
+
+/// First byte, SOCKS messages, request head: each within this.
+const HELLO_LIMIT: Duration = Duration::from_secs(10);
+
+/// The way out, for one worker.
+pub struct Egress {
+    live: Live,
+    journal: Journal,
+    metrics: Arc<Metrics>,
+    grounds: Grounds,
+}
+
+/// What the configuration in force says about one ask; the snapshot itself is not held longer.
+struct Judged {
+    allowed: Allowed,
+    checked: Checked,
+    source: Source,
+    dial_timeout: Duration,
+    idle: Duration,
+    on_failure: OnFailure,
+    generation: u64,
+}
+
+impl Egress {
+    /// For one worker; `live` and `journal` are shared by all.
+    pub fn new(live: Live, journal: Journal, metrics: Arc<Metrics>) -> Self {
+        Self {
+            live,
+            journal,
+            metrics,
+            grounds: Grounds::default(),
+        }
+    }
+
+    /// Serves one accepted connection to its end. `listen` is the address as it is configured; what listens there is
+    /// looked up now, so a connection to a listener that was just taken away is closed.
+    pub async fn connection(self: Arc<Self>, tcp: TcpStream, session: Session, listen: SocketAddr) {
+        let Ok(peer) = tcp.peer_addr().map(Peer::new) else {
+            return; // gone before it was served
+        };
+        // A socket that cannot take an option is about to fail by itself.
+        tcp.set_nodelay(true).and_then(|()| keep_alive(&tcp)).ok();
+        let snapshot = self.live.load();
+        let Some(exit) = &snapshot.egress else { return };
+        if let Some(forward) = exit.forwards.iter().find(|f| f.listen == listen) {
+            let forward = Arc::clone(forward);
+            drop(snapshot);
+            return named_forward::serve(&self, tcp, &session, peer, &forward).await;
+        }
+        let Some(gate) = exit.listeners.iter().find(|g| g.listen == listen) else {
+            return;
+        };
+        if !identify::is_expected(gate, peer) {
+            self.denied(listen, peer, "", Refusal::ClientDenied);
+            return;
+        }
+        drop(snapshot);
+        self.gate(tcp, session, listen, peer).await;
+    }
+
+    /// Tells the protocols of a gate apart by the first byte.
+    async fn gate(
+        self: Arc<Self>,
+        tcp: TcpStream,
+        session: Session,
+        listen: SocketAddr,
+        peer: Peer,
+    ) {
+        let mut first = [0];
+        let peeked = tokio::select! {
+            peeked = tokio::time::timeout(HELLO_LIMIT, tcp.peek(&mut first)) => peeked,
+            () = session.asked_to_leave() => return, // it has not asked for anything yet
+        };
+        match (peeked, first) {
+            (Ok(Ok(0) | Err(_)), _) => {}
+            (Err(_), _) => self.denied(listen, peer, "", Refusal::HandshakeTimeout),
+            (_, [crate::wire::socks::VERSION_4 | crate::wire::socks::VERSION_5]) => {
+                socks::serve(&self, tcp, &session, listen, peer).await;
+            }
+            _ => http_proxy::serve(self, tcp, session, listen, peer).await,
+        }
+    }
+
+    /// The corridor: the one way from an ask to the end of its connection.
+    async fn pass(&self, ask: Ask, session: &Session, mut reply: Reply) {
+        let judged = tokio::select! {
+            judged = self.judge(&ask) => judged,
+            () = reply.gone() => return,
+        };
+        let judged = match judged {
+            Ok(judged) => judged,
+            Err(refusal) => {
+                let target = ask.destination.to_string();
+                self.denied(ask.listen, ask.peer, &target, refusal);
+                reply.refuse(ask.id, refusal, session).await;
+                return;
+            }
+        };
+        let admitted = match self.admit(&ask, &judged).await {
+            Ok(admitted) => admitted,
+            Err(refusal) => {
+                self.metrics.refused(Way::Egress, refusal);
+                reply.refuse(ask.id, refusal, session).await;
+                return;
+            }
+        };
+        let after = self.reach(&ask, &admitted, judged, session, reply).await;
+        self.metrics
+            .moved(Way::Egress, after.bytes_in, after.bytes_out);
+        if let Some(refusal) = after.outcome.refusal() {
+            self.metrics.refused(Way::Egress, refusal);
+        }
+        admitted.complete(after);
+    }
+
+    async fn judge(&self, ask: &Ask) -> Result<Judged, Refusal> {
+        let snapshot = self.live.load();
+        let egress = snapshot
+            .config
+            .egress
+            .as_ref()
+            .ok_or(Refusal::PolicyChanged)?;
+        let allowed = permitted(&snapshot, ask)?.judge(&ask.client, ask.destination.clone())?;
+        let ground = self.grounds.of(&snapshot);
+        let source = dial::source(egress);
+        let families = families(source);
+        let (dial_timeout, idle) = (egress.dial_timeout, egress.idle);
+        let (on_failure, generation) = (snapshot.config.audit.on_failure, snapshot.generation);
+        drop(snapshot);
+        let found = match &allowed.destination().host {
+            Host::Address(address) => vec![*address],
+            Host::Name(name) => ground.resolver()?.resolve(name, families).await?,
+        };
+        let checked = address::check(&allowed, &found, &ground.own, families)?;
+        Ok(Judged {
+            allowed,
+            checked,
+            source,
+            dial_timeout,
+            idle,
+            on_failure,
+            generation,
+        })
+    }
+
+    async fn admit(&self, ask: &Ask, judged: &Judged) -> Result<Admitted, Refusal> {
+        let dial = Dial {
+            listener: ask.listen,
+            peer: ask.peer,
+            client: &ask.client,
+            door: ask.door.as_str(),
+            destination: &ask.destination,
+            rule: judged.allowed.rule(),
+            would_deny: judged.allowed.would_deny(),
+            addresses: judged.checked.addresses(),
+        };
+        let before = Before::Dial(&dial);
+        self.journal.admit(ask.id, &before, judged.on_failure).await
+    }
+
+    /// Dials and carries out; whatever happens, the caller gets what the terminal record says.
+    async fn reach(
+        &self,
+        ask: &Ask,
+        admitted: &Admitted,
+        judged: Judged,
+        session: &Session,
+        mut reply: Reply,
+    ) -> After {
+        let dialled = tokio::select! {
+            dialled = dial::dial(admitted, &judged.checked, &judged.source, judged.dial_timeout) => dialled,
+            () = session.ended() => Err(Refusal::Draining),
+            () = reply.gone() => return after(Carried::aborted(), None, &Flow::default()),
+        };
+        let dialled = match dialled {
+            Ok(dialled) => dialled,
+            Err(refusal) => {
+                let status = reply.refuse(ask.id, refusal, session).await;
+                let outcome = Outcome::Failed(refusal);
+                return after(Carried { outcome, status }, None, &Flow::default());
+            }
+        };
+        let (ends, flow) = (dialled.ends, Arc::new(Flow::default()));
+        let stop = self.withdrawn(ask, session, ends, judged.generation);
+        let carried = reply.carry(ask.id, dialled, &flow, judged.idle, stop).await;
+        after(carried, Some(ends), &flow)
+    }
+
+    /// Ends when the connection may not go on: drain is over, or a reload took the permission away.
+    async fn withdrawn(
+        &self,
+        ask: &Ask,
+        session: &Session,
+        ends: Ends,
+        mut generation: u64,
+    ) -> Refusal {
+        loop {
+            tokio::select! {
+                () = session.ended() => return Refusal::Draining,
+                newer = session.reloaded(generation) => generation = newer,
+            }
+            let snapshot = self.live.load();
+            if self.still_permitted(&snapshot, ask, ends).is_err() {
+                return Refusal::PolicyChanged;
+            }
+            generation = generation.max(snapshot.generation);
+        }
+    }
+
+    /// Judges an open connection by `snapshot`: its client, its destination, its address and where it leaves from.
+    fn still_permitted(&self, snapshot: &Snapshot, ask: &Ask, ends: Ends) -> Result<(), Refusal> {
+        let egress = snapshot
+            .config
+            .egress
+            .as_ref()
+            .ok_or(Refusal::PolicyChanged)?;
+        let allowed = permitted(snapshot, ask)?.judge(&ask.client, ask.destination.clone())?;
+        let source = dial::source(egress);
+        let Ground { own, .. } = self.grounds.of(snapshot);
+        address::check(&allowed, &[ends.remote.ip()], &own, families(source))?;
+        if source.facing(ends.remote.ip()) != Some(ends.local.ip()) {
+            return Err(Refusal::FixedAddressMissing);
+        }
+        Ok(())
+    }
+
+    /// Counts and records what was refused before it was admitted.
+    fn denied(&self, listener: SocketAddr, peer: Peer, target: &str, refusal: Refusal) {
+        self.metrics.refused(Way::Egress, refusal);
+        self.journal.deny(&Denied {
+            way: Way::Egress,
+            listener,
+            client: peer.socket().ip(),
+            refusal,
+            target,
+        });
+    }
+}
+
+fn after(carried: Carried, ends: Option<Ends>, flow: &Flow) -> After {
+    let (bytes_in, bytes_out) = flow.get();
+    After {
+        outcome: carried.outcome,
+        status: carried.status,
+        bytes_in,
+        bytes_out,
+        ends,
+    }
+}
+
+fn families(source: Source) -> Families {
+    Families {
+        v4: source.v4.is_some(),
+        v6: source.v6.is_some(),
+    }
+}

@@ -1,0 +1,78 @@
+//! What a client wants, and which rules are asked about it.
+//!
+//! The same question is put twice: when the ask is made, and again when a newer snapshot is in force while it is being
+//! carried out.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use crate::addr::{Destination, Peer};
+use crate::clock::Id;
+use crate::outcome::Refusal;
+use crate::policy::destination::Destinations;
+use crate::snapshot::{Gate, GateClient, Snapshot};
+
+/// What a client wants, and through which door it asked.
+pub(super) struct Ask {
+    pub(super) id: Id,
+    pub(super) listen: SocketAddr,
+    pub(super) peer: Peer,
+    pub(super) client: Arc<str>,
+    pub(super) door: Door,
+    pub(super) destination: Destination,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Door {
+    Connect,
+    Forward,
+    Http,
+    Socks5,
+}
+
+impl Door {
+    /// The word in the record.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Connect => "connect",
+            Self::Forward => "forward",
+            Self::Http => "http",
+            Self::Socks5 => "socks5",
+        }
+    }
+}
+
+/// The rules for this ask, if its listener is still there and still lets this client in.
+pub(super) fn permitted<'a>(
+    snapshot: &'a Snapshot,
+    ask: &Ask,
+) -> Result<&'a Destinations, Refusal> {
+    let exit = snapshot.egress.as_ref().ok_or(Refusal::PolicyChanged)?;
+    let address = ask.peer.socket().ip();
+    if ask.door == Door::Forward {
+        let forward = exit.forwards.iter().find(|f| f.listen == ask.listen);
+        let forward = forward.ok_or(Refusal::PolicyChanged)?;
+        return if forward.from.contains(address) {
+            Ok(&forward.destinations)
+        } else {
+            Err(Refusal::ClientDenied)
+        };
+    }
+    let gate = gate(snapshot, ask.listen)?;
+    let known = |c: &GateClient| c.name == ask.client && c.from.contains(address);
+    if gate.clients.iter().any(known) {
+        Ok(&exit.destinations)
+    } else {
+        Err(Refusal::ClientDenied)
+    }
+}
+
+/// The gate at `listen`, if it is still configured.
+pub(super) fn gate(snapshot: &Snapshot, listen: SocketAddr) -> Result<&Gate, Refusal> {
+    snapshot
+        .egress
+        .as_ref()
+        .and_then(|exit| exit.listeners.iter().find(|g| g.listen == listen))
+        .map(|gate| &**gate)
+        .ok_or(Refusal::PolicyChanged)
+}

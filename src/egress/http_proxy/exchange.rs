@@ -1,0 +1,208 @@
+//! One absolute-form request and its answer, over a connection dialled for them alone.
+//!
+//! Bodies are streamed both ways and counted as they pass. The exchange is over when the client has the last byte of
+//! the answer, or has gone away; only then is its terminal record written.
+
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf as _, Bytes};
+use http::{Request, Response};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::Either;
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use tokio::sync::oneshot;
+
+use super::problem;
+use super::{Answer, head};
+use crate::addr::Destination;
+use crate::clock::Id;
+use crate::dial::Dialled;
+use crate::egress::Carried;
+use crate::outcome::{Outcome, Refusal};
+use crate::relay::{Flow, stalled};
+
+/// A client that waits for the answer to its request.
+pub(in crate::egress) struct Exchange {
+    answer: oneshot::Sender<Answer>,
+    request: Box<Request<Incoming>>,
+}
+
+/// A body that is counted while it passes.
+pub(super) struct Counted {
+    body: Incoming,
+    flow: Arc<Flow>,
+    direction: Direction,
+}
+
+enum Direction {
+    /// Dropping the sender tells that nobody reads the answer any more.
+    Down {
+        whole: Arc<AtomicBool>,
+        _reader: oneshot::Sender<()>,
+    },
+    Up,
+}
+
+impl Exchange {
+    pub(super) fn new(
+        answer: oneshot::Sender<Answer>,
+        mut request: Request<Incoming>,
+        destination: &Destination,
+    ) -> Self {
+        head::towards(&mut request, destination);
+        let request = Box::new(request);
+        Self { answer, request }
+    }
+
+    pub(in crate::egress) async fn gone(&mut self) {
+        self.answer.closed().await;
+    }
+
+    pub(in crate::egress) fn refuse(self, id: Id, refusal: Refusal) -> Option<u16> {
+        refuse(self.answer, id, refusal)
+    }
+
+    /// Sends the request, then streams the answer.
+    pub(in crate::egress) async fn carry(
+        self,
+        id: Id,
+        dialled: Dialled,
+        flow: &Arc<Flow>,
+        idle: Duration,
+        stop: impl Future<Output = Refusal>,
+    ) -> Carried {
+        let Self {
+            mut answer,
+            request,
+        } = self;
+        let Ok((mut sender, connection)) = http1::handshake(TokioIo::new(dialled.stream)).await
+        else {
+            return failed(answer, id, Refusal::DestinationBroken);
+        };
+        let request = request.map(|body| Counted::new(body, flow, Direction::Up));
+        let (mut connection, mut stop) = (pin!(fused(connection)), pin!(stop));
+        let mut idling = pin!(stalled(flow, idle));
+        let head = tokio::select! {
+            head = sender.send_request(request) => head,
+            never = connection.as_mut() => match never {},
+            refusal = stop.as_mut() => return failed(answer, id, refusal),
+            () = idling.as_mut() => return failed(answer, id, Refusal::ConnectionIdle),
+            () = answer.closed() => return Carried::aborted(),
+        };
+        let mut response = match head {
+            Ok(response) => response,
+            Err(error) => {
+                tracing::debug!(%id, %error, "no answer from the destination");
+                return failed(answer, id, Refusal::DestinationBroken);
+            }
+        };
+        drop(sender);
+        head::back(&mut response);
+        let status = Some(response.status().as_u16());
+        let (whole, (reader, read)) = (Arc::new(AtomicBool::new(false)), oneshot::channel());
+        let down = Direction::Down {
+            whole: Arc::clone(&whole),
+            _reader: reader,
+        };
+        let sent = answer.send(response.map(|body| Either::Right(Counted::new(body, flow, down))));
+        if sent.is_err() {
+            return Carried::aborted();
+        }
+        let outcome = tokio::select! {
+            _ = read => ending(whole.load(Ordering::Acquire)),
+            never = connection.as_mut() => match never {},
+            refusal = stop.as_mut() => Outcome::Failed(refusal),
+            () = idling.as_mut() => Outcome::Failed(Refusal::ConnectionIdle),
+        };
+        Carried { outcome, status }
+    }
+}
+
+/// Drives the connection for as long as it lasts, then leaves the end to whoever reads from it.
+async fn fused(
+    connection: impl Future<Output = Result<(), hyper::Error>>,
+) -> std::convert::Infallible {
+    connection.await.ok(); // the same error reaches the reader of the answer
+    std::future::pending().await
+}
+
+fn ending(whole: bool) -> Outcome {
+    if whole {
+        Outcome::Served
+    } else {
+        Outcome::Aborted
+    }
+}
+
+fn failed(answer: oneshot::Sender<Answer>, id: Id, refusal: Refusal) -> Carried {
+    Carried {
+        outcome: Outcome::Failed(refusal),
+        status: refuse(answer, id, refusal),
+    }
+}
+
+fn refuse(answer: oneshot::Sender<Answer>, id: Id, refusal: Refusal) -> Option<u16> {
+    let problem: Response<_> = problem(id, refusal).map(Either::Left);
+    answer.send(problem).ok()?; // a client that is gone does not read it
+    Some(refusal.status())
+}
+
+impl Counted {
+    fn new(body: Incoming, flow: &Arc<Flow>, direction: Direction) -> Self {
+        let counted = Self {
+            body,
+            flow: Arc::clone(flow),
+            direction,
+        };
+        counted.mark_end();
+        counted
+    }
+
+    fn mark_end(&self) {
+        if let Direction::Down { whole, .. } = &self.direction
+            && self.body.is_end_stream()
+        {
+            whole.store(true, Ordering::Release);
+        }
+    }
+}
+
+impl Body for Counted {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
+        match (&frame, &self.direction) {
+            (Some(Ok(frame)), direction) => {
+                let bytes = frame.data_ref().map_or(0, |data| data.remaining() as u64);
+                let count = match direction {
+                    Direction::Down { .. } => &self.flow.down,
+                    Direction::Up => &self.flow.up,
+                };
+                count.fetch_add(bytes, Ordering::Relaxed);
+                self.mark_end();
+            }
+            (None, Direction::Down { whole, .. }) => whole.store(true, Ordering::Release),
+            (None | Some(Err(_)), _) => {}
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

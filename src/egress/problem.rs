@@ -1,0 +1,47 @@
+//! A refusal as an HTTP answer: problem details (RFC 9457) and `Proxy-Status` (RFC 9209).
+//!
+//! It tells the reason and the identifier of the ask, and no address that a name resolved to.
+
+use bytes::Bytes;
+use http::header::{CONNECTION, CONTENT_TYPE, HeaderName, PROXY_AUTHENTICATE, RETRY_AFTER};
+use http::{HeaderValue, Response, StatusCode};
+use http_body_util::Full;
+
+use crate::clock::Id;
+use crate::outcome::Refusal;
+
+const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
+
+/// The whole answer; the connection is closed after it.
+pub(super) fn problem(id: Id, refusal: Refusal) -> Response<Full<Bytes>> {
+    let status = StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::BAD_GATEWAY);
+    let body = serde_json::json!({
+        "type": "about:blank",
+        "title": status.canonical_reason(),
+        "status": status.as_u16(),
+        "detail": refusal.says(),
+        "code": refusal.code(),
+        "request_id": id.to_string(),
+    });
+    let mut response = Response::new(Full::from(body.to_string()));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static("application/problem+json"),
+    );
+    headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    let (error, code) = (refusal.proxy_status(), refusal.code());
+    let text = format!("tollgate; error={error}; details=\"{code}\"");
+    if let Ok(value) = HeaderValue::try_from(text) {
+        headers.insert(PROXY_STATUS, value);
+    }
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+    if refusal == Refusal::CredentialsRequired {
+        let basic = HeaderValue::from_static("Basic realm=\"tollgate\", charset=\"UTF-8\"");
+        headers.insert(PROXY_AUTHENTICATE, basic);
+    }
+    response
+}

@@ -1,0 +1,247 @@
+//! The way in: from an accepted socket to an answered request.
+//!
+//! PROXY header, client address, allow-list, TLS, HTTP, and for each request: head, route, allow-list, limit, record,
+//! upstream (`pass` reads that part straight down). Nothing is forwarded without an [`Admitted`](crate::audit::Admitted).
+//! It dials nobody but the configured upstreams, stores no body, and knows nothing of the way out.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use http::header::HeaderValue;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+
+use crate::addr::Peer;
+use crate::audit::Journal;
+use crate::limit::Limits;
+use crate::outcome::Refusal;
+use crate::policy::allow_list::Client;
+use crate::sessions::Session;
+use crate::snapshot::{Entrance, Live};
+use crate::telemetry::Metrics;
+use crate::wire::proxy_protocol::{self, Read};
+
+mod body;
+mod forward;
+mod pass;
+mod passage;
+mod pulse;
+mod redirect;
+mod reply;
+mod serve;
+mod upgrade;
+mod upstream;
+mod visitor;
+
+use pulse::{Pulse, Timed};
+use serve::Io;
+use upstream::Upstreams;
+use visitor::{Visitor, entrance, tls_version};
+
+/// Serves the clients of one worker.
+pub struct Ingress {
+    live: Live,
+    journal: Journal,
+    limits: Arc<Limits>,
+    metrics: Arc<Metrics>,
+    upstreams: Upstreams,
+    timers: Timers,
+}
+
+/// How long a client connection may take. Timers of requests belong to their routes.
+#[derive(Clone, Copy, Debug)]
+pub struct Timers {
+    /// From accept to the end of the TLS handshake.
+    pub handshake: Duration,
+    /// For the PROXY header, within `handshake`.
+    pub proxy_header: Duration,
+    /// From the first byte of a request head to its last.
+    pub head: Duration,
+    /// Between requests, HTTP/1.
+    pub idle: Duration,
+    /// Without a request, HTTP/2.
+    pub idle_frames: Duration,
+    /// Between pings of an HTTP/2 connection.
+    pub ping: Duration,
+    /// For the answer to a ping.
+    pub pong: Duration,
+    /// For a client to read our last answer and close.
+    pub linger: Duration,
+}
+
+impl Default for Timers {
+    fn default() -> Self {
+        Self {
+            handshake: Duration::from_secs(10),
+            proxy_header: Duration::from_secs(3),
+            head: Duration::from_secs(10),
+            idle: Duration::from_secs(75),
+            idle_frames: Duration::from_secs(120),
+            ping: Duration::from_secs(30),
+            pong: Duration::from_secs(20),
+            linger: Duration::from_secs(2),
+        }
+    }
+}
+
+/// How long a write may make no progress before a route has said otherwise.
+const STALL_DEFAULT: Duration = Duration::from_secs(60);
+
+impl Ingress {
+    /// One for each worker: what it keeps of upstream connections is not shared.
+    pub fn new(
+        live: Live,
+        journal: Journal,
+        limits: Arc<Limits>,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
+        Self::timed(live, journal, limits, metrics, Timers::default())
+    }
+
+    /// As [`Ingress::new`], with other timers.
+    pub fn timed(
+        live: Live,
+        journal: Journal,
+        limits: Arc<Limits>,
+        metrics: Arc<Metrics>,
+        timers: Timers,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            live,
+            journal,
+            limits,
+            metrics,
+            upstreams: Upstreams::default(),
+            timers,
+        })
+    }
+
+    /// Serves a client that connected to the TLS listener `listen`, until it leaves or must go.
+    pub async fn connection(self: Arc<Self>, tcp: TcpStream, session: Session, listen: SocketAddr) {
+        let Ok(peer) = tcp.peer_addr().map(Peer::new) else {
+            return; // already gone
+        };
+        let handshake = self.handshake(tcp, peer, session, listen);
+        let entered = timeout(self.timers.handshake, handshake).await;
+        match entered.unwrap_or(Err((peer.socket().ip(), Refusal::HandshakeTimeout))) {
+            Err((client, refusal)) => self.turn_away(listen, client, refusal, ""),
+            Ok((visitor, io)) if visitor.frames => self.serve_http2(visitor, io).await,
+            Ok((visitor, io)) => self.serve_http1(visitor, io).await,
+        }
+    }
+
+    /// Serves a client that connected to the plain listener `listen`: redirects to HTTPS, nothing else.
+    pub async fn redirect(self: Arc<Self>, tcp: TcpStream, session: Session, listen: SocketAddr) {
+        let Ok(peer) = tcp.peer_addr().map(Peer::new) else {
+            return; // already gone
+        };
+        let snapshot = self.live.load();
+        let Some(entrance) = entrance(&snapshot, listen).cloned() else {
+            return; // the listener was taken away by a reload
+        };
+        drop(snapshot);
+        match self.admit(tcp, peer, &entrance).await {
+            Ok((tcp, client)) => self.redirect_client(tcp, client, session, listen).await,
+            Err((client, refusal)) => self.turn_away(listen, client, refusal, ""),
+        }
+    }
+
+    /// From the socket to a connection that carries requests. The error names whom it is about, as far as is known.
+    async fn handshake(
+        &self,
+        tcp: TcpStream,
+        peer: Peer,
+        session: Session,
+        listen: SocketAddr,
+    ) -> Result<(Arc<Visitor>, Io), (IpAddr, Refusal)> {
+        let unknown = |refusal| (peer.socket().ip(), refusal);
+        let snapshot = self.live.load();
+        let generation = snapshot.generation;
+        let entrance = entrance(&snapshot, listen).cloned();
+        drop(snapshot);
+        let entrance = entrance.ok_or(unknown(Refusal::PolicyChanged))?;
+        let local = tcp
+            .local_addr()
+            .map_err(|_| unknown(Refusal::HandshakeFailed))?;
+        tcp.set_nodelay(true)
+            .map_err(|_| unknown(Refusal::HandshakeFailed))?;
+
+        let (tcp, client) = self.admit(tcp, peer, &entrance).await?;
+        let pulse = Pulse::new(self.timers.head, STALL_DEFAULT);
+        let timed = Timed::new(tcp, Arc::clone(&pulse));
+        let acceptor = TlsAcceptor::from(Arc::clone(&entrance.tls));
+        let failed = |_| (client.address(), Refusal::HandshakeFailed);
+        let io = acceptor.accept(timed).await.map_err(failed)?;
+
+        let tls = io.get_ref().1;
+        let frames = tls.alpn_protocol() == Some(b"h2");
+        let idle = if frames {
+            self.timers.idle_frames
+        } else {
+            self.timers.idle
+        };
+        pulse.serve(frames, idle);
+        let visitor = Visitor {
+            listen,
+            local: local.ip().to_canonical(),
+            peer,
+            client,
+            address: address_value(client),
+            tls: tls_version(tls.protocol_version()),
+            frames,
+            pulse,
+            session,
+            generation,
+            addressed: Mutex::default(),
+        };
+        Ok((Arc::new(visitor), io))
+    }
+
+    /// Who it is, and whether the listener's list names them.
+    async fn admit(
+        &self,
+        mut tcp: TcpStream,
+        peer: Peer,
+        entrance: &Entrance,
+    ) -> Result<(TcpStream, Client), (IpAddr, Refusal)> {
+        let mut address = peer.socket().ip();
+        if entrance.proxy_protocol_from.contains(address) {
+            let told = timeout(self.timers.proxy_header, proxy_header(&mut tcp)).await;
+            let told = told.unwrap_or(Err(Refusal::HandshakeTimeout));
+            if let Some(source) = told.map_err(|refusal| (address, refusal))? {
+                address = source.ip().to_canonical();
+            }
+        }
+        let client = entrance.list.admit(address);
+        Ok((tcp, client.map_err(|refusal| (address, refusal))?))
+    }
+}
+
+/// Reads a PROXY header and not a byte more: what follows belongs to TLS.
+async fn proxy_header(tcp: &mut TcpStream) -> Result<Option<SocketAddr>, Refusal> {
+    let mut header = Vec::with_capacity(128);
+    let mut ahead = [0; 256];
+    loop {
+        let count = tcp.peek(&mut ahead).await.map_err(|_| Refusal::Malformed)?;
+        let known = header.len();
+        header.extend_from_slice(ahead.get(..count).unwrap_or_default());
+        let (taken, source) = match proxy_protocol::read(&header) {
+            Ok(Read::Whole { bytes, source }) => (bytes.saturating_sub(known), Some(source)),
+            Ok(Read::More) if count > 0 => (count, None),
+            Ok(Read::More) | Err(proxy_protocol::Invalid) => return Err(Refusal::Malformed),
+        };
+        let seen = ahead.get_mut(..taken).unwrap_or_default();
+        tcp.read_exact(seen).await.map_err(|_| Refusal::Malformed)?;
+        if let Some(source) = source {
+            return Ok(source);
+        }
+    }
+}
+
+fn address_value(client: Client) -> HeaderValue {
+    let text = client.address().to_string();
+    HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static("unknown"))
+}

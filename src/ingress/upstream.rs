@@ -1,0 +1,275 @@
+//! The internal servers: connections to them, kept, lent and given back.
+//!
+//! Plain HTTP/1.1. Connections of a server are lent last in, first out, and closed by us after [`IDLE_LIFE`], before
+//! the server would; one with an unfinished body is never lent again. Servers are taken in turn; one that cannot be
+//! connected to is passed over once. A request is sent a second time only if the first cannot have had an effect. One
+//! instance per worker: the locks here are never waited for.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use http::{Method, Request, Response};
+use hyper::body::{Body as _, Incoming};
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use tokio::time::{sleep, sleep_until, timeout};
+
+use crate::addr::{Destination, Host};
+use crate::config::typed::Upstream;
+use crate::outcome::Refusal;
+use crate::{clock, socket, workers};
+
+use super::body::Upload;
+use super::passage::{Flow, Passage};
+
+/// How long a connection may wait for its next request: Node closes after 5 s, and the client must be first.
+const IDLE_LIFE: Duration = Duration::from_secs(4);
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
+
+/// Every server that was ever forwarded to: as many as configurations named.
+#[derive(Default)]
+pub(super) struct Upstreams {
+    servers: Mutex<Vec<Arc<Server>>>,
+    turn: AtomicUsize,
+}
+
+struct Server {
+    destination: Destination,
+    idle: Mutex<Vec<(SendRequest<Upload>, Instant)>>,
+    swept: AtomicBool,
+}
+
+/// A connection that is lent.
+pub(super) struct Link {
+    server: Arc<Server>,
+    sender: SendRequest<Upload>,
+    max_idle: usize,
+    /// It has served before, so the server may be closing it just now.
+    used: bool,
+}
+
+/// Why an attempt on one connection failed.
+enum Setback {
+    /// Nothing was sent: the request as it was.
+    Unsent(Box<Request<Upload>>),
+    /// The connection broke before an answer.
+    Broken,
+    /// It is for a reason that another connection would not mend; `None`: the client went away.
+    Final(Option<Refusal>),
+}
+
+impl Upstreams {
+    /// Sends `request` and waits for the head of the response, for at most `patience` after the last piece of the
+    /// request was sent. The error `None` means that the client went away.
+    pub(super) async fn exchange(
+        &self,
+        upstream: &Upstream,
+        request: Request<Upload>,
+        patience: Duration,
+        passage: &Passage,
+    ) -> Result<(Response<Incoming>, Link), Option<Refusal>> {
+        let flow = passage.flow.as_deref();
+        let mut link = self.lend(upstream, true).await?;
+        let copy = if link.used { copy(&request) } else { None };
+        let second = match link.send(request, patience, flow).await {
+            Ok(response) => return Ok((response, link)),
+            Err(Setback::Final(refusal)) => return Err(refusal),
+            Err(Setback::Unsent(request)) => *request,
+            Err(Setback::Broken) => copy.ok_or(Refusal::UpstreamBroken)?,
+        };
+        link = self.lend(upstream, false).await?;
+        match link.send(second, patience, flow).await {
+            Ok(response) => Ok((response, link)),
+            Err(Setback::Final(refusal)) => Err(refusal),
+            Err(Setback::Unsent(_) | Setback::Broken) => Err(Some(Refusal::UpstreamBroken)),
+        }
+    }
+
+    /// A connection to the server whose turn it is, or to the next one; a kept one only if `kept`.
+    async fn lend(&self, upstream: &Upstream, kept: bool) -> Result<Link, Refusal> {
+        const ATTEMPTS_MAX: usize = 2;
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        let count = upstream.servers.len().max(1);
+        let mut refusal = Refusal::UpstreamUnreachable;
+        for attempt in 0..count.min(ATTEMPTS_MAX) {
+            let Some(destination) = upstream.servers.get(turn.wrapping_add(attempt) % count) else {
+                break;
+            };
+            let server = self.server(destination);
+            let (sender, used) = match server.take().filter(|_| kept) {
+                Some(sender) => (sender, true),
+                None => match connect(destination, upstream.connect_timeout).await {
+                    Ok(sender) => (sender, false),
+                    Err(error) => {
+                        refusal = error;
+                        continue;
+                    }
+                },
+            };
+            return Ok(Link {
+                server,
+                sender,
+                max_idle: upstream.max_idle,
+                used,
+            });
+        }
+        Err(refusal)
+    }
+
+    fn server(&self, destination: &Destination) -> Arc<Server> {
+        let mut servers = lock(&self.servers);
+        if let Some(server) = servers.iter().find(|s| s.destination == *destination) {
+            return Arc::clone(server);
+        }
+        let server = Arc::new(Server {
+            destination: destination.clone(),
+            idle: Mutex::default(),
+            swept: AtomicBool::new(false),
+        });
+        servers.push(Arc::clone(&server));
+        server
+    }
+}
+
+impl Server {
+    /// The kept connection that served last, if it is still good.
+    fn take(&self) -> Option<SendRequest<Upload>> {
+        let mut idle = lock(&self.idle);
+        while let Some((sender, since)) = idle.pop() {
+            if since.elapsed() >= IDLE_LIFE {
+                idle.clear(); // those below have waited longer
+                return None;
+            }
+            if !sender.is_closed() {
+                return Some(sender);
+            }
+        }
+        None
+    }
+
+    /// Closes what has waited for too long, until nothing waits.
+    async fn sweep(self: Arc<Self>) {
+        loop {
+            sleep(SWEEP_EVERY).await;
+            let mut idle = lock(&self.idle);
+            idle.retain(|(sender, since)| since.elapsed() < IDLE_LIFE && !sender.is_closed());
+            if idle.is_empty() {
+                self.swept.store(false, Ordering::Relaxed);
+                return;
+            }
+        }
+    }
+}
+
+impl Link {
+    async fn send(
+        &mut self,
+        request: Request<Upload>,
+        patience: Duration,
+        flow: Option<&Flow>,
+    ) -> Result<Response<Incoming>, Setback> {
+        if self.sender.ready().await.is_err() {
+            return Err(Setback::Unsent(Box::new(request)));
+        }
+        let answer = self.sender.try_send_request(request);
+        let mut error = tokio::select! {
+            biased;
+            answer = answer => match answer {
+                Ok(response) => return Ok(response),
+                Err(error) => error,
+            },
+            () = late(patience, flow) => return Err(Setback::Final(Some(Refusal::UpstreamHeadTimeout))),
+        };
+        if let Some(fault) = flow.and_then(|flow| flow.fault.get()) {
+            return Err(Setback::Final(*fault));
+        }
+        match error.take_message() {
+            Some(request) => Err(Setback::Unsent(Box::new(request))),
+            None => Err(Setback::Broken),
+        }
+    }
+
+    /// Gives the connection back; the response must have been read to its end, and the request sent to its end.
+    pub(super) fn release(self) {
+        if self.sender.is_closed() {
+            return;
+        }
+        let mut idle = lock(&self.server.idle);
+        if idle.len() >= self.max_idle {
+            return;
+        }
+        idle.push((self.sender, clock::now()));
+        if !self.server.swept.swap(true, Ordering::Relaxed) {
+            workers::spawn(Arc::clone(&self.server).sweep()); // ends by itself soon after the last request
+        }
+    }
+}
+
+/// Ends `patience` after the request, or the last piece of its body, was sent.
+async fn late(patience: Duration, flow: Option<&Flow>) {
+    let Some(flow) = flow else {
+        return sleep(patience).await;
+    };
+    loop {
+        let deadline = flow.last_moved() + patience;
+        if clock::now() >= deadline {
+            return;
+        }
+        sleep_until(deadline.into()).await;
+    }
+}
+
+/// The same request once more, if sending it twice is the same as sending it once (RFC 9110 section 9.2.2).
+fn copy(request: &Request<Upload>) -> Option<Request<Upload>> {
+    let idempotent = matches!(
+        *request.method(),
+        Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE
+    );
+    if !idempotent || !request.body().is_end_stream() {
+        return None;
+    }
+    let mut copy = Request::new(Upload::NONE);
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.headers_mut() = request.headers().clone();
+    Some(copy)
+}
+
+async fn connect(
+    destination: &Destination,
+    limit: Duration,
+) -> Result<SendRequest<Upload>, Refusal> {
+    let addresses = addresses(&destination.host)?;
+    let attempt = async {
+        for address in addresses {
+            if let Ok(stream) = socket::connect(SocketAddr::new(address, destination.port)).await {
+                return http1::handshake(TokioIo::new(stream)).await.ok();
+            }
+        }
+        None
+    };
+    let made = timeout(limit, attempt).await.ok().flatten();
+    let (sender, connection) = made.ok_or(Refusal::UpstreamUnreachable)?;
+    workers::spawn(async move {
+        connection.with_upgrades().await.ok(); // whoever waits for an answer on it has the error
+    }); // ends when its sender is dropped
+    Ok(sender)
+}
+
+/// The addresses of an upstream host, in the order to try.
+fn addresses(host: &Host) -> Result<Vec<IpAddr>, Refusal> {
+    match host {
+        Host::Address(address) => Ok(vec![*address]),
+        Host::Name(name) if &**name == "localhost" => {
+            Ok(vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()])
+        }
+        Host::Name(_) => Err(Refusal::UpstreamUnreachable),
+    }
+}
+
+/// No code that panics runs under these locks, so a poisoned one is as good as new.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

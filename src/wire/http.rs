@@ -1,0 +1,293 @@
+//! The head of an HTTP request or response: one host, one path, and no field that belongs to another connection.
+//!
+//! Pure functions over what hyper has parsed. hyper itself refuses what is not HTTP, a length that contradicts itself
+//! and a chunked body that is not; of a length beside `Transfer-Encoding` it keeps only the latter and closes
+//! afterwards. What stands here is the rest: two readers of the same head must never see two different requests.
+
+use std::borrow::Cow;
+
+use http::header::{self, Entry, HeaderMap, HeaderName, HeaderValue};
+use http::{Method, Version, request};
+
+use crate::addr::Host;
+use crate::outcome::Refusal;
+
+/// Bytes of a request target.
+pub const URI_BYTES_MAX: usize = 8 * 1024;
+/// Header fields of a request, each cookie piece counted.
+pub const FIELDS_MAX: usize = 100;
+/// Bytes of a request head.
+pub const HEAD_BYTES_MAX: usize = 32 * 1024;
+
+/// Whom a request is addressed to.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Authority {
+    pub host: Host,
+    /// The host as text, for the record.
+    pub name: Box<str>,
+    /// Canonical host, with the port if one was given: what is forwarded as `Host`.
+    pub value: HeaderValue,
+}
+
+impl Authority {
+    /// Reads `host` or `host:port`; user information and an empty port are refused.
+    pub fn parse(text: &str) -> Result<Self, Refusal> {
+        let (host, port) = match text.rsplit_once(':') {
+            Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
+            _ => (text, None),
+        };
+        if host.contains(':') && !host.starts_with('[') {
+            return Err(Refusal::Malformed);
+        }
+        let host = Host::parse(host).map_err(|_| Refusal::Malformed)?;
+        let name = host.to_string();
+        let shown = match &host {
+            Host::Address(address) if address.is_ipv6() => Cow::Owned(format!("[{name}]")),
+            _ => Cow::Borrowed(&*name),
+        };
+        let value = match port {
+            None => HeaderValue::from_str(&shown),
+            Some(port) => HeaderValue::from_str(&format!("{shown}:{}", digits(port)?)),
+        };
+        Ok(Self {
+            host,
+            value: value.map_err(|_| Refusal::Malformed)?,
+            name: name.into(),
+        })
+    }
+}
+
+/// A port without sign or leading zero: 1 to 65535.
+fn digits(port: &str) -> Result<u16, Refusal> {
+    let plain = port.bytes().all(|b| b.is_ascii_digit()) && !port.starts_with('0');
+    let port = port.parse().ok().filter(|_| plain);
+    port.ok_or(Refusal::Malformed)
+}
+
+/// The one authority that a head names, as it was written. `None` only for HTTP/1.0, which may name none.
+pub fn authority(parts: &request::Parts) -> Result<Option<&str>, Refusal> {
+    let mut hosts = parts.headers.get_all(header::HOST).iter();
+    let host = match (hosts.next(), hosts.next()) {
+        (_, Some(_)) => return Err(Refusal::Malformed),
+        (None, None) => None,
+        (Some(host), None) => Some(host.to_str().map_err(|_| Refusal::Malformed)?),
+    };
+    match (parts.uri.authority(), host) {
+        (None, None) if parts.version < Version::HTTP_11 => Ok(None),
+        (None, None) => Err(Refusal::Malformed),
+        (None, Some(host)) => Ok(Some(host)),
+        (Some(target), None) => Ok(Some(target.as_str())),
+        (Some(target), Some(host)) => {
+            let same = target.as_str() == host
+                || Authority::parse(target.as_str())? == Authority::parse(host)?;
+            if same {
+                Ok(Some(host))
+            } else {
+                Err(Refusal::Malformed)
+            }
+        }
+    }
+}
+
+/// Everything about a head that does not depend on a route.
+pub fn check(parts: &request::Parts) -> Result<(), Refusal> {
+    if parts.headers.len() > FIELDS_MAX {
+        return Err(Refusal::HeadTooLarge);
+    }
+    if matches!(parts.method, Method::CONNECT | Method::TRACE) {
+        return Err(Refusal::Unsupported);
+    }
+    let target = parts
+        .uri
+        .path_and_query()
+        .map_or("", |target| target.as_str());
+    if target.len() > URI_BYTES_MAX {
+        return Err(Refusal::UriTooLong);
+    }
+    let asterisk = target == "*" && parts.method == Method::OPTIONS;
+    if !(target.starts_with('/') || asterisk) || target.bytes().any(|b| b < b'!' || b == 0x7f) {
+        return Err(Refusal::Malformed);
+    }
+    if parts
+        .uri
+        .scheme_str()
+        .is_some_and(|s| s != "https" && s != "http")
+    {
+        return Err(Refusal::Malformed);
+    }
+    check_framing(&parts.headers)
+}
+
+/// One length; and no transfer coding but `chunked`, once: another one would be taken off the head and stay on the body.
+fn check_framing(headers: &HeaderMap) -> Result<(), Refusal> {
+    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    let chunked = match (codings.next(), codings.next()) {
+        (None, _) => false,
+        (Some(coding), None) if coding.as_bytes().eq_ignore_ascii_case(b"chunked") => true,
+        _ => return Err(Refusal::Malformed),
+    };
+    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
+    match (lengths.next(), lengths.next()) {
+        (None, _) => Ok(()),
+        (Some(_), None) if !chunked => Ok(()),
+        _ => Err(Refusal::Malformed),
+    }
+}
+
+/// The path as a more generous reader would take it (escapes decoded, slashes merged), if that differs.
+///
+/// A path with `.` or `..` segments, plain or escaped, with a backslash or with an escaped NUL is refused: clients
+/// resolve them before they send, so only somebody who wants two readers to disagree writes them.
+pub fn generous(path: &str) -> Result<Option<String>, Refusal> {
+    let suspicious = |b: u8| matches!(b, b'%' | b'\\' | b'.' | b';');
+    if !path.bytes().any(suspicious) && !path.contains("//") {
+        return Ok(None);
+    }
+    let mut read = Vec::with_capacity(path.len());
+    let mut rest = path.bytes();
+    while let Some(byte) = rest.next() {
+        let byte = match (byte, escaped(rest.clone())) {
+            (b'%', Some(decoded)) => {
+                rest.nth(1);
+                decoded
+            }
+            _ => byte,
+        };
+        if byte == 0 || byte == b'\\' {
+            return Err(Refusal::Malformed);
+        }
+        if byte != b'/' || read.last() != Some(&b'/') {
+            read.push(byte);
+        }
+    }
+    let read = String::from_utf8_lossy(&read).into_owned();
+    let dots = |segment: &str| matches!(segment.split(';').next(), Some("." | ".."));
+    if read.split('/').any(dots) {
+        return Err(Refusal::Malformed);
+    }
+    Ok((read != path).then_some(read))
+}
+
+/// The byte that two hexadecimal digits stand for.
+fn escaped(mut digits: std::str::Bytes<'_>) -> Option<u8> {
+    let mut digit = || {
+        char::from(digits.next()?)
+            .to_digit(16)
+            .and_then(|d| u8::try_from(d).ok())
+    };
+    Some(digit()? << 4 | digit()?)
+}
+
+/// Whether a head asks for a websocket: the only upgrade that is forwarded.
+pub fn asks_for_websocket(parts: &request::Parts) -> bool {
+    let Some(upgrade) = parts.headers.get(header::UPGRADE) else {
+        return false;
+    };
+    parts.version == Version::HTTP_11
+        && parts.method == Method::GET
+        && upgrade.as_bytes().eq_ignore_ascii_case(b"websocket")
+        && options(&parts.headers).any(|option| option.eq_ignore_ascii_case("upgrade"))
+}
+
+/// The options of every `Connection` field.
+fn options(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    let fields = headers.get_all(header::CONNECTION).iter();
+    fields
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+}
+
+/// Removes from a request what belongs to the client's connection (RFC 9110 section 7.6.1) and every field from which
+/// an upstream could believe a client address, host, scheme or identifier that we did not set.
+pub fn clean_request(headers: &mut HeaderMap) {
+    let trailers = headers.get_all(header::TE).iter().any(|te| {
+        let te = te.to_str().unwrap_or_default();
+        te.split(',')
+            .any(|coding| coding.trim().eq_ignore_ascii_case("trailers"))
+    });
+    clean(headers, |name| of_connection(name) || believed(name));
+    headers.remove(header::EXPECT); // answered by us, when the body is read
+    if trailers {
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    }
+}
+
+/// Removes from a response what belongs to the upstream's connection.
+pub fn clean_response(headers: &mut HeaderMap) {
+    clean(headers, of_connection);
+}
+
+fn clean(headers: &mut HeaderMap, unwanted: impl Fn(&str) -> bool) {
+    let named = options(headers)
+        .filter(|option| !matches!(*option, "close" | "keep-alive" | "Keep-Alive" | ""))
+        .filter_map(|option| HeaderName::from_bytes(option.as_bytes()).ok());
+    let mut doomed: Vec<HeaderName> = named.collect();
+    doomed.extend(
+        headers
+            .keys()
+            .filter(|name| unwanted(&plain(name.as_str())))
+            .cloned(),
+    );
+    for name in doomed {
+        headers.remove(name);
+    }
+}
+
+/// A field name as servers read it that take `_` and `.` for `-`. Names such as `tj_auth_token` stay themselves unless
+/// what they would be read as is unwanted.
+fn plain(name: &str) -> Cow<'_, str> {
+    if name.bytes().any(|b| matches!(b, b'_' | b'.')) {
+        let read = name.replace(['_', '.'], "-");
+        match &*read {
+            // no such field has two spellings that differ: an alias of what frames or addresses a message goes
+            "content-length" | "host" => Cow::Borrowed("transfer-encoding"),
+            _ => Cow::Owned(read),
+        }
+    } else {
+        Cow::Borrowed(name)
+    }
+}
+
+fn of_connection(name: &str) -> bool {
+    matches!(
+        name,
+        "connection" | "keep-alive" | "te" | "transfer-encoding" | "upgrade" | "http2-settings"
+    ) || name.starts_with("proxy-")
+}
+
+/// The eleven fields that the `request-ip` package reads, and what else tells about the hop before us.
+fn believed(name: &str) -> bool {
+    matches!(
+        name,
+        "x-client-ip"
+            | "x-forwarded-for"
+            | "cf-connecting-ip"
+            | "fastly-client-ip"
+            | "true-client-ip"
+            | "x-real-ip"
+            | "x-cluster-client-ip"
+            | "x-forwarded"
+            | "forwarded-for"
+            | "forwarded"
+            | "x-appengine-user-ip"
+            | "x-forwarded-proto"
+            | "x-forwarded-host"
+            | "x-forwarded-port"
+            | "x-request-id"
+    )
+}
+
+/// Joins cookie pieces, which HTTP/2 may send apart, to the one field of HTTP/1.1 (RFC 9113 section 8.2.3).
+pub fn join_cookies(headers: &mut HeaderMap) {
+    let Entry::Occupied(cookies) = headers.entry(header::COOKIE) else {
+        return;
+    };
+    if cookies.iter().nth(1).is_none() {
+        return;
+    }
+    let pieces: Vec<_> = cookies.iter().map(HeaderValue::as_bytes).collect();
+    if let Ok(joined) = HeaderValue::from_bytes(&pieces.join(&b"; "[..])) {
+        headers.insert(header::COOKIE, joined);
+    }
+}

@@ -30,18 +30,23 @@ mod board;
 mod denials;
 mod epochs;
 mod frame;
+#[cfg(test)]
+mod model;
 mod opening;
 mod recover;
 mod scan;
+mod search;
 mod seat;
 mod segment;
+mod verify;
 mod writer;
 
 use board::Board;
 pub use opening::OpenError;
-use recover::Recovered;
-use seat::{Seat, Ticket};
+pub use search::{Filter, search, tag_of};
+use seat::{BOUNDS, Bounds, Seat, Ticket};
 use segment::{Spares, Store};
+pub use verify::{Problem, Report, verify};
 use writer::Writer;
 
 /// How long [`Journal::close`] waits for a disk that hangs.
@@ -92,6 +97,24 @@ impl Journal {
             segment_bytes: settings.segment_bytes,
             durability: settings.durability,
         };
+        Self::start(
+            state_dir,
+            store,
+            settings.wait_budget,
+            seats,
+            BOUNDS,
+            metrics,
+        )
+    }
+
+    fn start(
+        state_dir: &Path,
+        store: Store,
+        budget: Duration,
+        workers: usize,
+        bounds: Bounds,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, OpenError> {
         let make = |dir| {
             let made = store.disk.make_dir(dir);
             made.map_err(|error| OpenError::io(dir, "make the directory", error))
@@ -100,21 +123,13 @@ impl Journal {
         let lock = opening::lock(state_dir)?;
         make(&store.dir)?;
         let tag_key = opening::tag_key(&store)?;
-        let recovered = recover::recover(&store)?;
-        let board = Arc::new(Board::new(settings.wait_budget));
-        let seats = make_seats(&board, seats);
-        queue(&seats, recovered.since, &recovered);
         let failed = |error| OpenError::io(&store.dir, "write", error);
+        let recovered = recover::recover(&store)?;
         let spares = Spares::start(store.clone()).map_err(failed)?;
-        let mut writer = Writer::new(
-            Arc::clone(&board),
-            Arc::clone(&seats),
-            store.clone(),
-            spares,
-            metrics,
-            recovered.next,
-        );
-        writer.begin().map_err(failed)?;
+        let board = Arc::new(Board::new(budget));
+        let seats = make_seats(&board, bounds, workers);
+        let mut writer = Writer::new(&board, &seats, store.clone(), spares, metrics);
+        writer.begin(&recovered).map_err(failed)?;
         let (done, written) = sync_channel(0);
         workers::thread("tollgate-journal", move || {
             writer.run();
@@ -282,7 +297,9 @@ impl Admitted {
 
 impl Entry {
     fn refuse(mut self) {
-        self.end(&nothing_moved(Outcome::Refused(Refusal::AuditUnavailable)));
+        self.end(&After::nothing_moved(Outcome::Refused(
+            Refusal::AuditUnavailable,
+        )));
     }
 
     fn end(&mut self, after: &After) {
@@ -298,35 +315,11 @@ impl Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        self.end(&nothing_moved(Outcome::Aborted));
+        self.end(&After::nothing_moved(Outcome::Aborted));
     }
 }
 
-fn nothing_moved(outcome: Outcome) -> After {
-    After {
-        outcome,
-        status: None,
-        bytes_in: 0,
-        bytes_out: 0,
-        ends: None,
-    }
-}
-
-fn make_seats(board: &Arc<Board>, workers: usize) -> Arc<[Arc<Seat>]> {
-    let seat = |at| Arc::new(Seat::new(Arc::clone(board), at, workers));
+fn make_seats(board: &Arc<Board>, bounds: Bounds, workers: usize) -> Arc<[Arc<Seat>]> {
+    let seat = |at| Arc::new(Seat::new(Arc::clone(board), bounds, at, workers));
     (0..=workers).map(seat).collect()
-}
-
-/// Queues the events of recovery and the terminal records of entries that an earlier process left open.
-fn queue(seats: &[Arc<Seat>], since: u64, recovered: &Recovered) {
-    let Some(seat) = seats.last() else { return };
-    let wall_ns = clock::wall_ns();
-    for event in &recovered.events {
-        seat.note(|out| event.encode(wall_ns, out));
-    }
-    seat.adopt(since, recovered.open.len() as u64);
-    for (id, way) in &recovered.open {
-        let after = nothing_moved(Outcome::Unknown);
-        seat.end(since, |out| after.encode(*id, wall_ns, *way, None, out));
-    }
 }

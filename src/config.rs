@@ -4,12 +4,14 @@
 //! whole configuration or none. It reads the files that the configuration names for its own use (sets, passwords);
 //! certificates are read when it is compiled. Nothing here binds, connects or writes.
 
+use std::collections::BTreeSet;
 use std::io::Read as _;
 use std::path::Path;
 
 use toml::de::DeTable;
 
 mod egress;
+mod gate;
 mod general;
 mod ingress;
 mod notes;
@@ -89,45 +91,77 @@ pub fn parse(path: &Path, text: String) -> Result<(Config, Vec<Warning>), Mistak
     Ok((config, warnings))
 }
 
+/// Words of the parser, what they come from, and what mends it. The first that fits counts.
+const SYNTAX: [(&str, &str, &str); 13] = [
+    (
+        "duplicate key",
+        "given twice",
+        "keep one of them; a table may be opened once",
+    ),
+    (
+        "must be quoted",
+        "neither a number nor text in quotes",
+        QUOTE,
+    ),
+    (
+        "invalid float",
+        "neither a number nor text in quotes",
+        QUOTE,
+    ),
+    (
+        "invalid integer",
+        "neither a number nor text in quotes",
+        QUOTE,
+    ),
+    (
+        "invalid boolean",
+        "neither true, false nor text in quotes",
+        QUOTE,
+    ),
+    ("invalid date", "neither a date nor text in quotes", QUOTE),
+    ("invalid time", "neither a time nor text in quotes", QUOTE),
+    (
+        "string",
+        "the quote is not closed",
+        "close text with the quote that it begins with, on the same line",
+    ),
+    (
+        "array",
+        "the list is not well formed",
+        r#"write ["a", "b"], with a comma between the values"#,
+    ),
+    (
+        "inline table",
+        "the table is not well formed",
+        "write { key = value, key = value }",
+    ),
+    (
+        "table",
+        "the header is not well formed",
+        "write [section], or [[section]] for one of several",
+    ),
+    (
+        "with no value",
+        "a key without a value",
+        "write `key = value`",
+    ),
+    (
+        "unquoted key",
+        "not a key",
+        "write `key = value`, the key from letters, digits, `-` and `_`",
+    ),
+];
+const QUOTE: &str = r#"write text, addresses, durations and sizes in double quotes, as in "30s""#;
+
 /// What is not TOML, and the usual cause.
 fn broken(source: &Source, error: &toml::de::Error) -> Remark {
     let message = error.message();
-    let mend = [
-        (
-            "duplicate key",
-            "keep one of them; a table may be opened once",
-        ),
-        (
-            "string values must be quoted",
-            r#"write text in double quotes, as in "30s""#,
-        ),
-        (
-            "quote",
-            "close the text with the quote that it was opened with, on the same line",
-        ),
-        (
-            "invalid basic string",
-            "close the text with a double quote on the same line",
-        ),
-        (
-            "array",
-            "write a list as [\"a\", \"b\"], with a comma between its values",
-        ),
-        ("inline table", "write `{ key = value, key = value }`"),
-        (
-            "table header",
-            "write `[section]`, or `[[section]]` for one of several",
-        ),
-        ("key with no value", "write `key = value`"),
-    ]
-    .iter()
-    .find(|(words, _)| message.contains(words))
-    .map_or(
-        "write `key = value`, with text in double quotes",
-        |(_, mend)| mend,
-    );
+    let known = SYNTAX.iter().find(|(words, ..)| message.contains(words));
+    let (problem, mend) = known.map_or((message, "write `key = value`"), |(_, p, m)| (*p, *m));
     let place = error.span().unwrap_or_default();
-    source.remark_at(place, "", format!("not TOML: {message}"), mend.to_owned())
+    // Where the text ends too early the parser names a place without length.
+    let place = place.start..place.end.max(place.start + 1);
+    source.remark_at(place, "", format!("not TOML: {problem}"), mend.to_owned())
 }
 
 /// Every section, whether or not an earlier one is right.
@@ -140,6 +174,7 @@ fn whole(root: &Table<'_>, folder: &Path) -> Config {
         sets: &sets,
         limits: &names,
         folder,
+        on_failure: audit.on_failure,
         upstreams: ingress::upstreams(root),
     };
     let mut entrances = Vec::new();
@@ -161,7 +196,7 @@ fn whole(root: &Table<'_>, folder: &Path) -> Config {
             mend,
         );
     }
-    Config {
+    let config = Config {
         process,
         admin,
         log,
@@ -172,5 +207,26 @@ fn whole(root: &Table<'_>, folder: &Path) -> Config {
         egress,
         next_expiry_ns: sets.next_expiry_ns,
         source: Source::default(),
+    };
+    unused(root, &config, &sets);
+    config
+}
+
+/// Warns of limits, upstreams and sets that nothing names.
+fn unused(root: &Table<'_>, config: &Config, sets: &Sets) {
+    let routes = || config.ingress.iter().flat_map(|i| &i.routes);
+    let limits: BTreeSet<_> = config.ingress.iter().flat_map(|i| &i.limits).collect();
+    for name in config.limits.keys() {
+        if !limits.contains(name) && !routes().any(|r| r.limits.contains(name)) {
+            root.notes.unused(&format!("limits.{name}"));
+        }
+    }
+    for name in config.upstreams.keys() {
+        if !routes().any(|r| r.upstream == *name) {
+            root.notes.unused(&format!("upstreams.{name}"));
+        }
+    }
+    for name in sets.unused() {
+        root.notes.unused(&format!("sets.{name}"));
     }
 }

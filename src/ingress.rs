@@ -32,6 +32,7 @@ mod pulse;
 mod redirect;
 mod reply;
 mod serve;
+mod taking;
 mod upgrade;
 mod upstream;
 mod visitor;

@@ -117,3 +117,16 @@ impl Before<'_> {
         }
     }
 }
+
+impl After {
+    /// The end of an entry for which nothing was moved.
+    pub(crate) fn nothing_moved(outcome: Outcome) -> Self {
+        Self {
+            outcome,
+            status: None,
+            bytes_in: 0,
+            bytes_out: 0,
+            ends: None,
+        }
+    }
+}

@@ -5,13 +5,13 @@
 //! session. Until `enact` the last good configuration is in force untouched. Nothing here binds or closes a socket.
 
 use std::fmt::Debug;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::audit::Journal;
 use crate::config::typed::Config;
 use crate::config::{self, Mistakes, Remark, Warning};
-use crate::record::Event;
+use crate::record::{Event, TagKey};
 use crate::sessions::Sessions;
 use crate::snapshot::{Listen, Live, Snapshot};
 use crate::telemetry::Metrics;
@@ -41,7 +41,7 @@ impl Reloader {
     /// Every mistake in the file, or every key that was changed and cannot be while running. Both are recorded; the
     /// snapshot in force stays.
     pub fn prepare(&mut self) -> Result<Prepared, Mistakes> {
-        let made = self.compile();
+        let made = compile(&self.live.load(), &self.path, self.journal.tag_key());
         if let Err(mistakes) = &made {
             let first = mistakes.iter().next().map_or("", |m| &m.problem);
             self.refused(mistakes.len(), first);
@@ -75,19 +75,6 @@ impl Reloader {
         generation
     }
 
-    fn compile(&self) -> Result<Prepared, Mistakes> {
-        let old = self.live.load();
-        let (config, warnings) = config::load(&self.path)?;
-        if let Some(mistakes) = Mistakes::new(unchangeable(&old.config, &config)) {
-            return Err(mistakes);
-        }
-        let snapshot = Snapshot::compile(config, old.generation + 1, self.journal.tag_key())?;
-        if let Some(mistakes) = Mistakes::new(turned(&old, &snapshot)) {
-            return Err(mistakes);
-        }
-        Ok(Prepared { snapshot, warnings })
-    }
-
     fn refused(&self, mistakes: usize, first: &str) {
         self.metrics.reload_failures.inc();
         self.journal.event(Event {
@@ -107,20 +94,37 @@ impl Prepared {
     }
 }
 
+/// Reads the file at `path` for the place of `old`.
+fn compile(old: &Snapshot, path: &Path, tag_key: TagKey) -> Result<Prepared, Mistakes> {
+    let (config, warnings) = config::load(path)?;
+    if let Some(mistakes) = Mistakes::new(unchangeable(&old.config, &config)) {
+        return Err(mistakes);
+    }
+    let snapshot = Snapshot::compile(config, old.generation + 1, tag_key)?;
+    if let Some(mistakes) = Mistakes::new(turned(old, &snapshot)) {
+        return Err(mistakes);
+    }
+    Ok(Prepared { snapshot, warnings })
+}
+
 /// A remark for each address that would lead elsewhere: it cannot be bound anew while it is bound.
 fn turned(old: &Snapshot, new: &Snapshot) -> Vec<Remark> {
     let before = old.listens();
-    let elsewhere =
+    let turned =
         |(leads, address): &Listen| before.iter().any(|(was, a)| a == address && was != leads);
     let remark = |(_, address): Listen| {
+        let listens = new.config.listens();
+        let key = listens
+            .iter()
+            .find(|(_, a)| *a == address)
+            .map_or("", |(key, _)| key);
         let problem = format!("{address} serves another purpose while running");
-        new.config
-            .source
-            .remark("listen", problem, "choose another address, or restart")
+        let mend = "choose another address, or restart";
+        new.config.source.remark(key, problem, mend)
     };
     new.listens()
         .into_iter()
-        .filter(elsewhere)
+        .filter(turned)
         .map(remark)
         .collect()
 }
@@ -153,12 +157,139 @@ fn unchangeable(old: &Config, new: &Config) -> Vec<Remark> {
     same("audit.durability", &was.durability, &will.durability);
     same("audit.wait_budget", &was.wait_budget, &will.wait_budget);
     same("audit.segment", &was.segment_bytes, &will.segment_bytes);
-    let fixed = |config: &Config| {
-        let egress = config.egress.as_ref()?;
-        Some((egress.fixed_v4, egress.fixed_v6, egress.ports))
-    };
-    same("egress.fixed", &fixed(old), &fixed(new));
-    let resolvers = |config: &Config| Some(config.egress.as_ref()?.resolvers.clone());
-    same("egress.resolver", &resolvers(old), &resolvers(new));
     remarks
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::snapshot::Leads;
+
+    const UPSTREAM: &str = "upstream = 'http://127.0.0.1:3000'";
+
+    /// A folder with `cert.pem`, `key.pem` and a configuration that `more` is appended to.
+    fn folder(more: &str) -> TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        let pair = rcgen::generate_simple_self_signed(["tools.example".to_owned()]).unwrap();
+        let write =
+            |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+        write("cert.pem", &pair.cert.pem());
+        write("key.pem", &pair.signing_key.serialize_pem());
+        write(
+            "tollgate.toml",
+            &format!(
+                r#"
+                [limits.a]
+                rate = "1/s"
+                [limits.b]
+                rate = "2/s"
+                [egress]
+                fixed = "127.0.0.7"
+                [[ingress]]
+                listen = ["127.0.0.1:8443", "[::1]:8443"]
+                redirect_http = "127.0.0.1:8080"
+                tls.certificates = [{{ cert = "cert.pem", key = "key.pem" }}]
+                limits = ["a"]
+                {more}
+                "#
+            ),
+        );
+        folder
+    }
+
+    fn compiled(folder: &Path, generation: u64) -> Result<Snapshot, Mistakes> {
+        let (config, _) = config::load(&folder.join("tollgate.toml"))?;
+        Snapshot::compile(config, generation, TagKey::draw())
+    }
+
+    /// What a reload makes of the configuration in which `old` has become `new`.
+    fn changed(old: &str, new: &str) -> Result<Prepared, Mistakes> {
+        let folder = folder(UPSTREAM);
+        let before = compiled(folder.path(), 3).unwrap();
+        let path = folder.path().join("tollgate.toml");
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.contains(old));
+        std::fs::write(&path, text.replace(old, new)).unwrap();
+        compile(&before, &path, TagKey::draw())
+    }
+
+    #[test]
+    fn an_address_may_come_and_go_but_not_lead_elsewhere() {
+        let same = changed(UPSTREAM, UPSTREAM).unwrap();
+        assert_eq!(same.snapshot().generation, 4);
+        let moved = changed("127.0.0.1:8080", "127.0.0.1:8081").unwrap();
+        let to = (Leads::Redirect, "127.0.0.1:8081".parse().unwrap());
+        assert!(moved.snapshot().listens().contains(&to));
+        // The redirect's address becomes one of the ingress, and the redirect goes.
+        let turned = changed("\"[::1]:8443\"]\n", "\"127.0.0.1:8080\"]\n#")
+            .err()
+            .unwrap();
+        let remark = turned.iter().next().unwrap();
+        assert_eq!(remark.key, "ingress[0].listen[1]");
+        assert_eq!(
+            remark.problem,
+            "127.0.0.1:8080 serves another purpose while running"
+        );
+        assert_eq!((turned.len(), remark.line), (1, 9));
+    }
+
+    #[test]
+    fn a_mistake_leaves_everything_as_it_is() {
+        assert!(changed("listen", "lisen").is_err());
+        assert!(changed("\"key.pem\"", "\"cert.pem\"").is_err());
+    }
+
+    #[test]
+    fn what_cannot_change_while_running_is_refused_by_name() {
+        let new = r#"[process]
+            state_dir = "/elsewhere"
+            workers = 77
+            max_sessions = 5
+            [admin]
+            listen = "127.0.0.1:9912"
+            [log]
+            level = "debug"
+            format = "text"
+            [audit]
+            durability = "write"
+            segment = "1MiB"
+            wait_budget = "2s"
+            [egress]
+            fixed = "127.0.0.8""#;
+        let mistakes = changed("[egress]\n                fixed = \"127.0.0.7\"", new)
+            .err()
+            .unwrap();
+        let keys: Vec<_> = mistakes.iter().map(|m| m.key.as_str()).collect();
+        assert_eq!(
+            keys,
+            [
+                "process.state_dir",
+                "process.workers",
+                "process.max_sessions",
+                "admin.listen",
+                "log.level",
+                "log.format",
+                "audit.durability",
+                "audit.segment",
+                "audit.wait_budget",
+            ]
+        );
+        let first = mistakes.iter().next().unwrap();
+        assert_eq!(
+            first.problem,
+            r#"cannot change while running: it is "/var/lib/tollgate" and would be "/elsewhere""#
+        );
+        assert_eq!(first.mend, "put the old value back, or restart");
+        assert!(mistakes.iter().all(|m| m.line > 0));
+    }
+
+    #[test]
+    fn what_may_change_is_put_in_force() {
+        let new = "[process]\ndrain_deadline = '5s'\n[audit]\non_failure = 'continue'\nquery_values = 'page'\n[limits.a]\nrate = \"9/s\"";
+        let prepared = changed("[limits.a]\n                rate = \"1/s\"", new).unwrap();
+        assert_eq!(prepared.snapshot().config.limits["a"].rate, 9);
+        assert_eq!(prepared.snapshot().config.audit.query_values, ["page"]);
+    }
 }

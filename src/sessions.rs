@@ -161,11 +161,10 @@ impl Session {
 
     async fn until(&self, reached: impl FnMut(&Stage) -> bool) -> Stage {
         let mut stage = self.stage.clone();
-        // Copied out at once: what guards the stage may not be held across an await.
-        let stage = stage.wait_for(reached).await.map(|stage| *stage);
+        let stage = stage.wait_for(reached).await.ok().map(|stage| *stage); // the guard must not be held on
         match stage {
-            Ok(stage) => stage,
-            Err(_) => std::future::pending().await, // cannot be: the sender lives as long as this session
+            Some(stage) => stage,
+            None => std::future::pending().await, // cannot be: the sender lives as long as this session
         }
     }
 }

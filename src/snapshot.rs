@@ -282,3 +282,119 @@ impl Live {
         self.0.store(Arc::new(snapshot));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::config;
+
+    /// A folder with `cert.pem`, `key.pem` and a configuration that `more` is appended to.
+    fn folder(more: &str) -> TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        let pair = rcgen::generate_simple_self_signed(["tools.example".to_owned()]).unwrap();
+        let write =
+            |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+        write("cert.pem", &pair.cert.pem());
+        write("key.pem", &pair.signing_key.serialize_pem());
+        write(
+            "tollgate.toml",
+            &format!(
+                r#"
+                [limits.a]
+                rate = "1/s"
+                [limits.b]
+                rate = "2/s"
+                [egress]
+                fixed = "127.0.0.7"
+                [[ingress]]
+                listen = ["127.0.0.1:8443", "[::1]:8443"]
+                redirect_http = "127.0.0.1:8080"
+                tls.certificates = [{{ cert = "cert.pem", key = "key.pem" }}]
+                limits = ["a"]
+                {more}
+                "#
+            ),
+        );
+        folder
+    }
+
+    fn compiled(folder: &Path, generation: u64) -> Result<Snapshot, Mistakes> {
+        let (config, _) = config::load(&folder.join("tollgate.toml"))?;
+        Snapshot::compile(config, generation, TagKey::draw())
+    }
+
+    #[test]
+    fn a_configuration_becomes_what_the_wings_run_by() {
+        let routes = r#"
+            hosts = ["tools.example", "[2001:db8::1]"]
+            upstream = "http://127.0.0.1:3000"
+            deny = "10.9.0.0/16"
+            [[ingress.route]]
+            path = "/api"
+            hosts = "[2001:db8::1]"
+            allow = "10.0.0.0/8"
+            limits = ["b", "a"]
+            upstream = "http://127.0.0.1:4000"
+            [[ingress.route]]
+            hosts = "*.apps.example"
+            upstream = "http://127.0.0.1:4000"
+        "#;
+        let snapshot = compiled(folder(routes).path(), 7).unwrap();
+        assert_eq!(snapshot.generation, 7);
+        let entrance = &snapshot.ingress[0];
+        let names: Vec<_> = entrance.way.iter().map(|r| &*r.name).collect();
+        assert_eq!(
+            names,
+            ["[2001:db8::1]/api", "*.apps.example/", "tools.example/"]
+        );
+        let host = Host::parse("[2001:db8::1]").unwrap();
+        let found = entrance.routes.find(&host, "/api/x").unwrap();
+        let route = &entrance.way[found];
+        assert_eq!(&*route.name, "[2001:db8::1]/api");
+        assert_eq!(route.upstream.servers[0].port, 4000);
+        assert!(route.list.admit("10.1.1.1".parse().unwrap()).is_ok());
+        assert!(route.list.admit("11.1.1.1".parse().unwrap()).is_err());
+        assert!(entrance.list.admit("10.9.1.1".parse().unwrap()).is_err());
+        let quotas = |list: &[Quota]| list.iter().map(|q| q.name.to_string()).collect::<Vec<_>>();
+        assert_eq!(quotas(&entrance.quotas), ["a"]);
+        assert_eq!(
+            quotas(&route.quotas),
+            ["b"],
+            "`a` is counted at the listener already"
+        );
+        let listens = snapshot.listens();
+        let listens: Vec<_> = listens.iter().map(|(l, a)| (*l, a.to_string())).collect();
+        assert_eq!(
+            listens,
+            [
+                (Leads::In, "127.0.0.1:8443".to_owned()),
+                (Leads::In, "[::1]:8443".to_owned()),
+                (Leads::Redirect, "127.0.0.1:8080".to_owned()),
+                (Leads::Out, "127.0.0.1:3128".to_owned()),
+            ]
+        );
+    }
+
+    #[test]
+    fn the_hash_is_that_of_the_text() {
+        assert_eq!(
+            hash("abc"),
+            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+        );
+    }
+
+    #[test]
+    fn a_certificate_that_cannot_be_used_is_a_mistake_at_its_place() {
+        let folder = folder("upstream = 'http://127.0.0.1:3000'");
+        std::fs::write(folder.path().join("key.pem"), "no key").unwrap();
+        let mistakes = compiled(folder.path(), 1).err().unwrap();
+        let remark = mistakes.iter().next().unwrap();
+        assert_eq!((mistakes.len(), remark.line), (1, 11));
+        assert_eq!(remark.key, "ingress[0].tls.certificates[0]");
+        assert!(remark.problem.contains("key.pem"), "{remark:?}");
+    }
+}

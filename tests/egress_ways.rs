@@ -18,23 +18,16 @@ use tokio::time::timeout;
 use tollgate::addr::{Destination, Host};
 use tollgate::audit::Journal;
 use tollgate::config::typed::{
-    Action, Admin, Audit, Config, DestinationPattern, Durability, Egress as EgressConfig,
-    EgressListener, Log, LogFormat, OnFailure, Password, PolicyRule, Process,
+    Action, Config, DestinationPattern, Egress as EgressConfig, EgressClient, EgressListener,
+    Forward, Password, PolicyRule,
 };
 use tollgate::egress::Egress;
-use tollgate::policy::destination::Destinations;
-use tollgate::record::Redaction;
 use tollgate::sessions::Sessions;
-use tollgate::snapshot::{Exit, Forward, Gate, GateClient, Live, Snapshot};
+use tollgate::snapshot::{Live, Snapshot};
 use tollgate::telemetry::{Metrics, Way};
 
 const FIXED: &str = "127.0.0.7";
 const SOON: Duration = Duration::from_secs(8);
-
-/// What the records say is tested where the journal is.
-fn journal() -> Journal {
-    Journal {}
-}
 
 /// A gate with one client, everything under 127.0.0.0/8 allowed; changed by the tests.
 struct Plan {
@@ -90,6 +83,8 @@ struct House {
     live: Live,
     sessions: Sessions,
     metrics: Arc<Metrics>,
+    journal: Journal,
+    state_dir: tempfile::TempDir,
 }
 
 impl House {
@@ -97,9 +92,17 @@ impl House {
         let (gate, forward) = (listen("127.0.0.1").await, listen("127.0.0.1").await);
         let at = [gate.local_addr().unwrap(), forward.local_addr().unwrap()];
         let metrics = Arc::new(Metrics::new());
-        let live = Live::new(snapshot(1, at, &plan));
+        let state_dir = tempfile::tempdir().unwrap();
+        let config = config(at, &plan);
+        let journal =
+            Journal::open(state_dir.path(), &config.audit, 1, Arc::clone(&metrics)).unwrap();
+        let live = Live::new(Snapshot::compile(config, 1, journal.tag_key()).unwrap());
         let sessions = Sessions::new(100, 1, Arc::clone(&metrics));
-        let egress = Arc::new(Egress::new(live.clone(), journal(), Arc::clone(&metrics)));
+        let egress = Arc::new(Egress::new(
+            live.clone(),
+            journal.clone(),
+            Arc::clone(&metrics),
+        ));
         for listener in [gate, forward] {
             let (egress, sessions) = (Arc::clone(&egress), sessions.clone());
             tokio::spawn(async move {
@@ -116,12 +119,15 @@ impl House {
             live,
             sessions,
             metrics,
+            journal,
+            state_dir,
         }
     }
 
     fn reload(&self, generation: u64, plan: &Plan) {
-        self.live
-            .replace(snapshot(generation, [self.gate, self.forward], plan));
+        let config = config([self.gate, self.forward], plan);
+        let snapshot = Snapshot::compile(config, generation, self.journal.tag_key()).unwrap();
+        self.live.replace(snapshot);
         self.sessions.reloaded(generation);
     }
 
@@ -150,6 +156,32 @@ impl House {
         String::from_utf8(answer).unwrap()
     }
 
+    /// At least `count` records: those that name `target`, and those of the entry that named it first.
+    async fn records(&self, target: &str, count: usize) -> Vec<serde_json::Value> {
+        for _ in 0..100 {
+            let mut lines = Vec::new();
+            for file in std::fs::read_dir(self.state_dir.path().join("audit")).unwrap() {
+                let bytes = std::fs::read(file.unwrap().path()).unwrap_or_default();
+                let text = String::from_utf8_lossy(&bytes).into_owned();
+                lines.extend(
+                    text.lines()
+                        .filter_map(|l| serde_json::from_str::<serde_json::Value>(l).ok()),
+                );
+            }
+            let names = |line: &serde_json::Value| line.to_string().contains(target);
+            let id = lines.iter().find(|l| names(l)).map(|l| l["id"].clone());
+            let same = |line: &serde_json::Value| {
+                names(line) || (line["id"].is_string() && Some(&line["id"]) == id.as_ref())
+            };
+            let found: Vec<_> = lines.into_iter().filter(same).collect();
+            if found.len() >= count {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("no {count} records about {target}");
+    }
+
     fn counted(&self, code: &str) -> bool {
         let text = self.metrics.render();
         text.lines()
@@ -157,47 +189,13 @@ impl House {
     }
 }
 
-fn snapshot(generation: u64, [gate, forward]: [SocketAddr; 2], plan: &Plan) -> Snapshot {
-    let client = GateClient {
-        name: "app".into(),
-        from: [plan.from.parse().unwrap()].into_iter().collect(),
-        password: plan.password.map(|p| Password(p.as_bytes().into())),
-    };
-    let exit = Exit {
-        listeners: vec![Arc::new(Gate {
-            listen: gate,
-            http: true,
-            socks5: true,
-            clients: vec![client],
-        })],
-        forwards: vec![Arc::new(Forward {
-            name: "db".into(),
-            listen: forward,
-            from: [plan.forward_from.parse().unwrap()].into_iter().collect(),
-            to: plan.forward_to.clone(),
-            destinations: Destinations::only(
-                "db",
-                &plan.forward_to,
-                &["127.0.0.0/8".parse().unwrap()],
-            ),
-        })],
-        destinations: Destinations::new(&plan.rules),
-    };
-    let redaction = Redaction {
-        query_values: vec![],
-        secret_paths: vec![],
-    };
-    Snapshot {
-        generation,
-        ingress: vec![],
-        egress: Some(Arc::new(exit)),
-        redaction: Arc::new(redaction),
-        config: config(gate, plan),
-    }
-}
-
-fn config(gate: SocketAddr, plan: &Plan) -> Config {
-    let egress = EgressConfig {
+/// A configuration read from a text, with the egress part put in its place.
+fn config([gate, forward]: [SocketAddr; 2], plan: &Plan) -> Config {
+    let text = "[egress]\nfixed = [\"127.0.0.7\"]\n".to_owned();
+    let (mut config, _) = tollgate::config::parse("test.toml".as_ref(), text).unwrap();
+    config.admin.listen = "127.0.0.1:9911".parse().unwrap();
+    config.audit.wait_budget = Duration::from_secs(60); // some tests pause the clock
+    config.egress = Some(EgressConfig {
         fixed_v4: Some(plan.fixed),
         fixed_v6: None,
         ports: None,
@@ -208,38 +206,22 @@ fn config(gate: SocketAddr, plan: &Plan) -> Config {
             listen: gate,
             http: true,
             socks5: true,
-            clients: vec![],
+            clients: vec![EgressClient {
+                name: "app".into(),
+                from: vec![plan.from.parse().unwrap()],
+                password: plan.password.map(|p| Password(p.as_bytes().into())),
+            }],
         }],
-        forwards: vec![],
+        forwards: vec![Forward {
+            name: "db".into(),
+            listen: forward,
+            to: plan.forward_to.clone(),
+            from: vec![plan.forward_from.parse().unwrap()],
+            addresses: vec!["127.0.0.0/8".parse().unwrap()],
+        }],
         policy: plan.rules.clone(),
-    };
-    Config {
-        process: Process {
-            state_dir: "/nonexistent".into(),
-            workers: 1,
-            drain_deadline: Duration::from_secs(1),
-            max_sessions: 100,
-        },
-        admin: Admin {
-            listen: "127.0.0.1:9911".parse().unwrap(),
-        },
-        log: Log {
-            format: LogFormat::Text,
-            level: tracing::Level::INFO,
-        },
-        audit: Audit {
-            durability: Durability::Write,
-            on_failure: OnFailure::Refuse,
-            wait_budget: Duration::from_secs(1),
-            segment_bytes: 1 << 20,
-            query_values: vec![],
-            secret_paths: vec![],
-        },
-        limits: Default::default(),
-        ingress: vec![],
-        upstreams: Default::default(),
-        egress: Some(egress),
-    }
+    });
+    config
 }
 
 async fn listen(address: &str) -> TcpListener {
@@ -830,7 +812,8 @@ async fn a_head_and_a_greeting_that_do_not_come_are_not_waited_for() {
     }
 }
 
-#[tokio::test(start_paused = true)]
+/// The clock is paused once the answer is there.
+#[tokio::test]
 async fn a_kept_connection_that_asks_no_more_is_closed() {
     let (mirror, _) = mirror().await;
     let house = House::new(Plan::default()).await;
@@ -838,14 +821,10 @@ async fn a_kept_connection_that_asks_no_more_is_closed() {
     tcp.write_all(format!("GET http://{mirror}/ HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes())
         .await
         .unwrap();
+    assert!(head(&mut tcp).await.starts_with("HTTP/1.1 200 "));
+    tokio::time::pause();
     let started = tokio::time::Instant::now();
-    let mut answer = Vec::new();
-    tcp.read_to_end(&mut answer).await.unwrap();
-    assert!(
-        answer.starts_with(b"HTTP/1.1 200 "),
-        "{}",
-        String::from_utf8_lossy(&answer)
-    );
+    tcp.read_to_end(&mut Vec::new()).await.unwrap();
     let waited = started.elapsed();
     assert!((9..=13).contains(&waited.as_secs()), "{waited:?}");
 }
@@ -1124,4 +1103,69 @@ async fn a_kept_connection_serves_head_and_empty_answers() {
     })
     .await
     .expect("nothing stays behind");
+}
+
+#[tokio::test]
+async fn a_refused_upload_is_answered_and_not_reset() {
+    let house = House::new(Plan::default()).await;
+    let body = "x".repeat(2_000_000);
+    for target in ["http://10.0.0.1/", "https://a.example/", "/"] {
+        let length = body.len();
+        let answer = house
+            .ask(&format!(
+                "POST {target} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n{body}"
+            ))
+            .await;
+        assert!(
+            answer.starts_with("HTTP/1.1 4") && answer.ends_with('}'),
+            "{target}: {answer}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_records_tell_what_left_and_what_was_refused() {
+    let echo = echo().await;
+    let house = House::new(Plan::default()).await;
+    let (mut tcp, _) = house.tunnel(&echo.to_string()).await;
+    tcp.write_all(b"hello").await.unwrap();
+    tcp.shutdown().await.unwrap();
+    tcp.read_to_end(&mut Vec::new()).await.unwrap();
+    let [before, after] = &house.records(&echo.to_string(), 2).await[..] else {
+        panic!("two records");
+    };
+    assert_eq!(before["kind"], "before");
+    assert_eq!(before["client"], "app");
+    assert_eq!(before["door"], "connect");
+    assert_eq!(before["rule"], "all");
+    assert_eq!(before["addresses"][0], "127.0.0.9");
+    assert_eq!(after["kind"], "after");
+    assert_eq!(after["outcome"], "served");
+    assert_eq!(
+        (&after["bytes_in"], &after["bytes_out"]),
+        (&5.into(), &15.into())
+    );
+    assert_eq!(after["address"], "127.0.0.9");
+    assert_eq!(after["remote_port"], echo.port());
+    assert_eq!(after["local_address"], FIXED);
+    assert!(after["local_port"].as_u64().unwrap() > 0);
+
+    house
+        .ask("CONNECT 10.0.0.1:443 HTTP/1.1\r\nHost: x\r\n\r\n")
+        .await;
+    let denied = &house.records("10.0.0.1:443", 1).await[0];
+    assert_eq!(
+        (&denied["kind"], &denied["reason"]),
+        (&"denied".into(), &"address_denied".into())
+    );
+
+    house
+        .ask("CONNECT 127.0.0.9:9 HTTP/1.1\r\nHost: x\r\n\r\n")
+        .await;
+    let failed = &house.records("\"127.0.0.9:9\"", 2).await[1];
+    assert_eq!(
+        (&failed["outcome"], &failed["reason"]),
+        (&"failed".into(), &"dial_refused".into())
+    );
+    assert_eq!(failed["status"], 502);
 }

@@ -110,7 +110,7 @@ fn every_file_of_the_editor_page_arrives() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 #[ignore = "needs Node-RED; run by tests/run"]
 async fn both_websockets_speak() {
     let mut stage = Stage::set();

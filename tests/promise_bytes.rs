@@ -50,7 +50,7 @@ async fn up(client: &Client, version: Version, bytes: u64) {
     );
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn large_bodies_pass_unchanged_in_constant_memory() {
     let place = Place::new();
     let upstream = Upstream::start();
@@ -69,7 +69,7 @@ async fn large_bodies_pass_unchanged_in_constant_memory() {
     assert!(growth < GROWTH_BYTES_MAX, "grew by {growth} bytes");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 #[ignore = "moves gigabytes; run by tests/run"]
 async fn repeated_100_mib_bodies_never_stall() {
     let place = Place::new();
@@ -93,7 +93,7 @@ async fn repeated_100_mib_bodies_never_stall() {
 }
 
 /// A reader that pauses must not make anything pile up.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_slow_reader_costs_no_memory() {
     let place = Place::new();
     let upstream = Upstream::start();
@@ -113,7 +113,7 @@ async fn a_slow_reader_costs_no_memory() {
     assert!(growth < GROWTH_BYTES_MAX, "grew by {growth} bytes");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn events_arrive_one_by_one() {
     let place = Place::new();
     let upstream = Upstream::start();
@@ -146,7 +146,7 @@ async fn events_arrive_one_by_one() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_websocket_carries_both_kinds_of_any_size() {
     let place = Place::new();
     let upstream = Upstream::start();
@@ -166,7 +166,7 @@ async fn a_websocket_carries_both_kinds_of_any_size() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn an_upstream_that_is_down_slow_or_broken_is_told_apart() {
     let place = Place::new();
     let upstream = Upstream::start();
@@ -217,7 +217,7 @@ async fn an_upstream_that_is_down_slow_or_broken_is_told_apart() {
 }
 
 /// A tunnel out: large both ways at once, and a half-close is passed on.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_tunnel_carries_both_ways_and_half_closes() {
     let place = Place::new();
     let dns = Dns::table(&[("api.customer.test", &["127.0.0.9"])]);

@@ -53,7 +53,7 @@ async fn speak(stream: &mut TcpStream) {
     assert!(buffer[..count].starts_with(b"HTTP/1.1 200"));
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn reloads_under_load_fail_no_request_and_close_nothing() {
     let place = Place::new();
     let (upstream, second) = (Upstream::start(), Upstream::start());
@@ -105,7 +105,7 @@ async fn reloads_under_load_fail_no_request_and_close_nothing() {
     );
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_bad_configuration_is_refused_and_the_old_one_stays() {
     let place = Place::new();
     let upstream = Upstream::start();
@@ -142,7 +142,7 @@ async fn a_bad_configuration_is_refused_and_the_old_one_stays() {
 }
 
 /// A rule taken away ends what it had allowed, and nothing else.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_reload_ends_the_sessions_that_are_no_longer_allowed() {
     let place = Place::new();
     let (upstream, destination) = (Upstream::start(), Upstream::everywhere());
@@ -189,7 +189,7 @@ async fn wait_for(gate: &Gate, status: u16) {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_drain_lets_requests_finish_and_takes_no_new_ones() {
     for signal in [Signal::TERM, Signal::INT] {
         let place = Place::new();
@@ -241,7 +241,7 @@ async fn a_drain_lets_requests_finish_and_takes_no_new_ones() {
 }
 
 /// What does not end by itself is ended at the deadline, and recorded.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_drain_ends_at_its_deadline() {
     let place = Place::new();
     let upstream = Upstream::start();

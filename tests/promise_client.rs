@@ -41,7 +41,7 @@ const CLAIMS: [&str; 14] = [
 const LIE: &str = "for-203.0.113.99";
 const FROM: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 31);
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn no_claimed_address_reaches_the_upstream() {
     let place = Place::new();
     let upstream = Upstream::start();
@@ -85,7 +85,7 @@ async fn no_claimed_address_reaches_the_upstream() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn connection_cannot_name_our_own_fields() {
     let place = Place::new();
     let upstream = Upstream::start();
@@ -121,7 +121,7 @@ async fn connection_cannot_name_our_own_fields() {
 }
 
 /// Heads of which two servers in a row could read two different things.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn smuggled_heads_are_refused_and_never_forwarded() {
     let place = Place::new();
     let upstream = Upstream::start();
@@ -184,7 +184,7 @@ async fn smuggled_heads_are_refused_and_never_forwarded() {
     assert_eq!(inside, 0, "{arrived:?}");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn who_is_not_on_the_list_gets_no_byte_and_is_recorded() {
     let place = Place::new();
     let upstream = Upstream::start();
@@ -224,7 +224,7 @@ async fn who_is_not_on_the_list_gets_no_byte_and_is_recorded() {
     assert!(gate.metrics().contains(r#"code="client_denied""#));
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn unknown_hosts_and_odd_paths_do_not_reach_the_upstream() {
     let place = Place::new();
     let upstream = Upstream::start();

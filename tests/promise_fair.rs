@@ -24,7 +24,7 @@ use tokio::io::AsyncWriteExt as _;
 /// Timers of 10 s, with room for a busy machine.
 const TIMER: std::ops::Range<Duration> = Duration::from_secs(8)..Duration::from_secs(16);
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_flood_is_told_to_come_back_and_others_are_served() {
     let place = Place::new();
     let upstream = Upstream::start();
@@ -79,7 +79,7 @@ async fn patience(
     (begin.elapsed(), said)
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn slow_heads_and_slow_handshakes_are_ended() {
     let place = Place::new();
     let upstream = Upstream::start();
@@ -133,7 +133,7 @@ async fn slow_heads_and_slow_handshakes_are_ended() {
 }
 
 /// A head that grows by one byte a second never gets further than one that does not grow at all.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_dripping_head_is_ended_too() {
     let place = Place::new();
     let upstream = Upstream::start();
@@ -222,7 +222,7 @@ fn garbage_on_every_listener_ends_nothing() {
 }
 
 /// Heads that are too large are told so by a status, not by silence.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn oversized_heads_get_an_answer() {
     let place = Place::new();
     let upstream = Upstream::start();

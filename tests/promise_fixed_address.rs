@@ -84,7 +84,7 @@ fn assert_only_fixed(destination: &Upstream) {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn every_door_dials_from_the_fixed_address() {
     let place = Place::new();
     let dns = Dns::table(&[("api.customer.test", &[GOOD])]);
@@ -155,7 +155,7 @@ async fn every_door_dials_from_the_fixed_address() {
 }
 
 /// A name server that gives a good address first and another one ever after.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_name_that_changes_its_mind_is_not_followed() {
     let place = Place::new();
     let dns = Dns::start(|_, times| {
@@ -179,7 +179,7 @@ async fn a_name_that_changes_its_mind_is_not_followed() {
 }
 
 /// Good and forbidden addresses in one answer, in every order.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn forbidden_addresses_are_taken_out_of_a_mixed_answer() {
     let place = Place::new();
     let lies = [
@@ -227,7 +227,7 @@ async fn forbidden_addresses_are_taken_out_of_a_mixed_answer() {
 }
 
 /// Loopback and metadata addresses in every spelling that some parser takes for one.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn no_spelling_of_a_forbidden_address_is_dialled() {
     let place = Place::new();
     let dns = Dns::start(|_, _| Answer::Addresses(vec!["127.0.0.1".parse().unwrap()]));
@@ -277,7 +277,7 @@ async fn no_spelling_of_a_forbidden_address_is_dialled() {
     assert_eq!(dialled(&destination), Vec::<String>::new());
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_family_without_a_fixed_address_is_refused() {
     let place = Place::new();
     let dns = Dns::table(&[
@@ -309,7 +309,7 @@ async fn a_family_without_a_fixed_address_is_refused() {
 }
 
 /// Every way in which a dial fails is answered, whole and in time.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn no_request_ends_in_silence() {
     let place = Place::new();
     let dns = Dns::start(|name, _| match name {
@@ -388,7 +388,7 @@ fn deaf(address: Ipv4Addr) -> (u16, Vec<Socket>) {
     (local.as_socket_ipv4().unwrap().port(), kept)
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn early_bytes_arrive_if_allowed_and_go_nowhere_if_not() {
     let place = Place::new();
     let dns = Dns::table(&[

@@ -26,7 +26,7 @@ use support::{eventually, rounds};
 
 const STOP_LIMIT: Duration = Duration::from_secs(20);
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_request_is_recorded_with_who_what_and_how_it_ended() {
     let place = Place::new();
     let upstream = Upstream::start();
@@ -70,7 +70,7 @@ async fn a_request_is_recorded_with_who_what_and_how_it_ended() {
     place.verify();
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn search_finds_what_was_recorded_while_the_process_runs() {
     let place = Place::new();
     let upstream = Upstream::start();

@@ -75,7 +75,7 @@ fn base64(text: &str) -> String {
         .collect()
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn nothing_secret_is_written_anywhere() {
     let place = Place::new();
     let upstream = Upstream::start();

@@ -11,6 +11,7 @@ impl Epochs {
     pub(super) fn add(&mut self, segment: u64, count: u64) {
         match self.0.iter_mut().rev().find(|(first, _)| *first == segment) {
             Some((_, held)) => *held += count,
+            None if count == 0 => {}
             None => self.0.push((segment, count)),
         }
     }

@@ -8,6 +8,8 @@ use crate::clock;
 use crate::disk;
 use crate::record::{TAG_KEY_BYTES, TagKey};
 
+const TAG_KEY: &str = "tag.key";
+
 /// Why the log cannot be opened. Each text names the file, the cause and the mend.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -78,15 +80,21 @@ pub(super) fn lock(state_dir: &Path) -> Result<std::fs::File, OpenError> {
     }
 }
 
+/// Reads the key of the tags.
+pub(super) fn read_tag_key(store: &Store) -> Result<TagKey, OpenError> {
+    let path = store.dir.join(TAG_KEY);
+    let read = store.disk.read(&path);
+    let bytes = read.map_err(|error| OpenError::io(&path, "read", error))?;
+    match bytes.as_slice().try_into() {
+        Ok(bytes) => Ok(TagKey::new(bytes)),
+        Err(_) => Err(OpenError::TagKey { path }),
+    }
+}
+
 /// Reads the key of the tags; makes one if there is none.
 pub(super) fn tag_key(store: &Store) -> Result<TagKey, OpenError> {
-    let path = store.dir.join("tag.key");
-    match store.disk.read(&path) {
-        Ok(bytes) => match bytes.as_slice().try_into() {
-            Ok(bytes) => Ok(TagKey::new(bytes)),
-            Err(_) => Err(OpenError::TagKey { path }),
-        },
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+    match read_tag_key(store) {
+        Err(OpenError::Io { path, error, .. }) if error.kind() == io::ErrorKind::NotFound => {
             let mut bytes = [0; TAG_KEY_BYTES];
             clock::draw(&mut bytes);
             store
@@ -96,6 +104,6 @@ pub(super) fn tag_key(store: &Store) -> Result<TagKey, OpenError> {
                 .map_err(|error| OpenError::io(&path, "write", error))?;
             Ok(TagKey::new(&bytes))
         }
-        Err(error) => Err(OpenError::io(&path, "read", error)),
+        read => read,
     }
 }

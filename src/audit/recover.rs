@@ -80,7 +80,7 @@ fn open_since(store: &Store, segments: &[Name]) -> io::Result<u64> {
 }
 
 /// The value of a fact in the text of an event of ours.
-fn fact<'a>(facts: &'a str, name: &str) -> Option<&'a str> {
+pub(super) fn fact<'a>(facts: &'a str, name: &str) -> Option<&'a str> {
     let (_, rest) = facts.split_once(&format!("\"{name}\":\""))?;
     Some(rest.split_once('"')?.0)
 }
@@ -98,7 +98,7 @@ fn refuse_damage(store: &Store, name: Name, found: &Found) -> Result<(), OpenErr
         Some(damage) if name.closed || (damage.followed && found.synced) => {
             Err(OpenError::Damaged {
                 file: store.path(name),
-                offset: damage.offset,
+                offset: damage.place.offset,
                 what: damage.what.to_string(),
             })
         }

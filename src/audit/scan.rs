@@ -28,18 +28,26 @@ pub(super) struct Found {
     pub(super) damage: Option<Damage>,
     /// Whether its bytes were synced before anybody relied on them.
     pub(super) synced: bool,
+    /// Whether its last whole line says that nothing more was to come.
+    pub(super) finished: bool,
 }
 
 /// The first place where a segment is not whole.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Damage {
+    pub(super) place: Place,
+    pub(super) what: What,
+    /// Whether a later write begins behind it.
+    pub(super) followed: bool,
+}
+
+/// A place in a segment.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
     /// In bytes, from the beginning of the file.
     pub(super) offset: u64,
     /// From 1.
     pub(super) line: u64,
-    pub(super) what: What,
-    /// Whether a later write begins behind it.
-    pub(super) followed: bool,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
@@ -50,7 +58,7 @@ pub(super) enum What {
     Seq { expected: u64, found: u64 },
 }
 
-/// Pieces of a file: lines, or what is too long to be one.
+/// Pieces of a file: lines, runs of zeros, and what is too long or too torn to be a line.
 pub(super) struct Pieces {
     file: File,
     buffer: Vec<u8>,
@@ -72,7 +80,7 @@ pub(super) fn scan(
     store: &Store,
     name: Name,
     limit: u64,
-    mut each: impl FnMut(&Line<'_>, &[u8]),
+    mut each: impl FnMut(&Line<'_>, Place),
 ) -> io::Result<Found> {
     let mut pieces = Pieces::open(store, name)?;
     let mut found = Found {
@@ -82,16 +90,13 @@ pub(super) fn scan(
     };
     let mut lines = 0;
     while let Some(piece) = pieces.next()? {
-        let zeros = piece.bytes.iter().take_while(|b| **b == 0).count();
-        let text = piece.bytes.get(zeros..).unwrap_or_default();
-        if let Some(last) = piece.bytes.iter().rposition(|b| *b != 0) {
-            found.used = piece.offset + last as u64 + 1 + u64::from(piece.whole);
-        } else if !piece.whole {
-            continue;
+        match piece.bytes.first() {
+            Some(0) => continue,
+            _ => found.used = piece.end(),
         }
         lines += 1;
         let checked = if piece.whole {
-            frame::check(text)
+            frame::check(piece.bytes)
         } else {
             Err(Bad::Shape)
         };
@@ -99,7 +104,7 @@ pub(super) fn scan(
             damage.followed |= checked.is_ok_and(|line| line.begins && line.seq < limit);
             continue;
         }
-        let clean = zeros == 0 && found.whole == piece.offset;
+        let clean = found.whole == piece.offset;
         let what = match checked {
             Ok(line) if line.seq >= limit => {
                 found.used = pieces.used()?.max(found.used);
@@ -107,9 +112,16 @@ pub(super) fn scan(
             }
             Ok(line) if line.seq == found.next && clean => {
                 found.synced &= !is_unsynced(&line);
-                each(&line, text);
+                found.finished = matches!(line.kind, frame::Kind::Event("closed", _));
+                each(
+                    &line,
+                    Place {
+                        offset: piece.offset,
+                        line: lines,
+                    },
+                );
                 found.next += 1;
-                found.whole = piece.offset + piece.bytes.len() as u64 + 1;
+                found.whole = piece.end();
                 continue;
             }
             Ok(line) if line.seq == found.next => What::Bad(Bad::Shape),
@@ -120,8 +132,10 @@ pub(super) fn scan(
             Err(bad) => What::Bad(bad),
         };
         found.damage = Some(Damage {
-            offset: found.whole,
-            line: lines,
+            place: Place {
+                offset: found.whole,
+                line: lines,
+            },
             what,
             followed: checked.is_ok_and(|line| line.begins),
         });
@@ -134,10 +148,17 @@ fn is_unsynced(line: &Line<'_>) -> bool {
     matches!(line.kind, frame::Kind::Event("segment", facts) if facts.contains(r#""durability":"write""#))
 }
 
+impl Piece<'_> {
+    /// The byte behind it.
+    fn end(&self) -> u64 {
+        self.offset + self.bytes.len() as u64 + u64::from(self.whole)
+    }
+}
+
 impl Pieces {
     pub(super) fn open(store: &Store, name: Name) -> io::Result<Self> {
         Ok(Self {
-            file: store.disk.open(&store.path(name), Access::Read)?,
+            file: open(store, name)?,
             buffer: Vec::new(),
             offset: 0,
             at: 0,
@@ -150,9 +171,12 @@ impl Pieces {
         let mut searched = 0;
         let (length, whole) = loop {
             let rest = self.buffer.get(self.at..).unwrap_or_default();
+            if rest.first() == Some(&0) {
+                break (rest.iter().take_while(|b| **b == 0).count(), false);
+            }
             let fresh = rest.get(searched..).unwrap_or_default();
-            if let Some(at) = memchr::memchr(b'\n', fresh) {
-                break (searched + at, true);
+            if let Some(at) = memchr::memchr2(b'\n', 0, fresh) {
+                break (searched + at, fresh.get(at) == Some(&b'\n'));
             }
             if rest.len() > LINE_BYTES_MAX || self.ended {
                 break (rest.len(), false);
@@ -177,8 +201,8 @@ impl Pieces {
     fn used(&mut self) -> io::Result<u64> {
         let mut used = 0;
         while let Some(piece) = self.next()? {
-            if let Some(last) = piece.bytes.iter().rposition(|b| *b != 0) {
-                used = piece.offset + last as u64 + 1 + u64::from(piece.whole);
+            if piece.bytes.first() != Some(&0) {
+                used = piece.end();
             }
         }
         Ok(used)
@@ -195,5 +219,19 @@ impl Pieces {
         self.buffer.truncate(held + read);
         self.ended = read == 0;
         Ok(())
+    }
+}
+
+/// Opens a segment for reading, also one that a running process has just closed.
+fn open(store: &Store, name: Name) -> io::Result<File> {
+    match store.disk.open(&store.path(name), Access::Read) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !name.closed => {
+            let closed = Name {
+                closed: true,
+                ..name
+            };
+            store.disk.open(&store.path(closed), Access::Read)
+        }
+        opened => opened,
     }
 }

@@ -12,7 +12,7 @@ use std::mem;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::sync::Notify;
 
@@ -23,16 +23,26 @@ use crate::clock;
 use crate::record::{AFTER_BYTES_MAX, Denied, DeniedCount, RECORD_BYTES_MAX};
 use crate::workers;
 
-/// Bytes of BEFORE records that wait at one seat.
-const INTENTION_BYTES_MAX: usize = 4 << 20;
+mod release;
+
+/// What one seat holds at most. A value, so that a test can have less.
+#[derive(Clone, Copy)]
+pub(super) struct Bounds {
+    /// BEFORE records that wait.
+    pub(super) intention_bytes_max: usize,
+    /// Entries whose AFTER record is not durable yet; AFTER records take this times `AFTER_BYTES_MAX`.
+    pub(super) open_max: u64,
+}
+
+pub(super) const BOUNDS: Bounds = Bounds {
+    intention_bytes_max: 4 << 20,
+    open_max: 65_536,
+};
+
 /// Bytes of denials and events that wait at one seat.
 const NOTE_BYTES_MAX: usize = 1 << 20;
-/// Entries of one seat whose AFTER record is not durable yet. Bounds `endings` to this times `AFTER_BYTES_MAX`.
-const OPEN_MAX: u64 = 65_536;
 /// A buffer larger than this is given back after use.
 const KEPT_BYTES_MAX: usize = 1 << 20;
-/// A seat looks for requests that waited too long no more often than this.
-const EXPIRY_TICK: Duration = Duration::from_millis(10);
 
 thread_local! {
     static HERE: Cell<usize> = const { Cell::new(usize::MAX) };
@@ -50,6 +60,7 @@ pub(super) fn here() -> usize {
 
 pub(super) struct Seat {
     board: Arc<Board>,
+    bounds: Bounds,
     at: usize,
     /// Shared by all threads that are no workers: nothing parks there, so everything is handed over at once.
     shared: bool,
@@ -101,9 +112,10 @@ pub(super) struct Ticket {
 
 impl Seat {
     /// The seat of worker `at` out of `workers`; the shared one if there is no such worker.
-    pub(super) fn new(board: Arc<Board>, at: usize, workers: usize) -> Self {
+    pub(super) fn new(board: Arc<Board>, bounds: Bounds, at: usize, workers: usize) -> Self {
         Self {
             board,
+            bounds,
             at,
             shared: at >= workers,
             durable: AtomicU64::new(0),
@@ -131,8 +143,9 @@ impl Seat {
         encode: impl FnOnce(&mut Vec<u8>),
     ) -> Option<Ticket> {
         let mut inside = self.lock();
-        let full = inside.queues.intentions.len() + RECORD_BYTES_MAX > INTENTION_BYTES_MAX
-            || inside.open.total() >= OPEN_MAX;
+        let full = inside.queues.intentions.len() + RECORD_BYTES_MAX
+            > self.bounds.intention_bytes_max
+            || inside.open.total() >= self.bounds.open_max;
         if full || inside.closed || !self.board.is_healthy() {
             return None;
         }
@@ -151,7 +164,7 @@ impl Seat {
         drop(inside);
         self.mark(WANTED);
         if !self.shared && spawn {
-            workers::spawn(release(Arc::clone(self)));
+            workers::spawn(release::release(Arc::clone(self)));
         } else if !self.shared && kick {
             self.release.notify_one();
         }
@@ -316,26 +329,6 @@ impl Seat {
         }
     }
 
-    /// Wakes all whose wait is over, in order; `wakers` is scratch. Gives when the next one would be late.
-    fn release_waiting(&self, now: Instant, wakers: &mut Vec<Waker>) -> Option<Instant> {
-        let mut inside = self.lock();
-        let upto = self
-            .durable
-            .load(Ordering::Acquire)
-            .max(self.failed.load(Ordering::Acquire));
-        let mut first = inside.first();
-        while let Some(waiting) = inside.waiting.front()
-            && (first <= upto || waiting.deadline <= now)
-        {
-            wakers.extend(inside.waiting.pop_front().map(|w| w.waker));
-            first += 1;
-        }
-        let next = inside.waiting.front().map(|w| w.deadline);
-        drop(inside); // a waker may drop its task, and that an entry of this seat
-        wakers.drain(..).for_each(Waker::wake);
-        next
-    }
-
     fn lock(&self) -> MutexGuard<'_, Inside> {
         self.inside.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -357,51 +350,5 @@ impl Queues {
                 *queue = Vec::new();
             }
         }
-    }
-}
-
-/// Releases who waits at `seat`, one batch after the other, and looks for who has waited too long.
-async fn release(seat: Arc<Seat>) {
-    /// Lets another task take over when this one ends with its runtime.
-    struct Gone(Arc<Seat>);
-    impl Drop for Gone {
-        fn drop(&mut self) {
-            let mut inside = self.0.lock();
-            (inside.released, inside.timed) = (false, false);
-        }
-    }
-    let seat = Gone(seat);
-    let mut wakers = Vec::new();
-    let timer = tokio::time::sleep(seat.0.board.budget);
-    tokio::pin!(timer);
-    let mut set = true;
-    loop {
-        tokio::select! {
-            () = seat.0.release.notified() => {}
-            () = &mut timer, if set => set = false,
-        }
-        let now = clock::now();
-        let next = seat.0.release_waiting(now, &mut wakers);
-        if set {
-            continue; // it looks again when it fires, however many batches pass until then
-        }
-        let rest = match next {
-            Some(deadline) => deadline.saturating_duration_since(now),
-            None if seat.0.rest() => continue,
-            None => seat.0.board.budget,
-        };
-        timer
-            .as_mut()
-            .reset(tokio::time::Instant::from_std(now + rest.max(EXPIRY_TICK)));
-        set = true;
-    }
-}
-
-impl Seat {
-    /// Notes that no timer is set, unless somebody waits again.
-    fn rest(&self) -> bool {
-        let mut inside = self.lock();
-        inside.timed = !inside.waiting.is_empty();
-        inside.waiting.is_empty()
     }
 }

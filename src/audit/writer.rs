@@ -13,10 +13,12 @@ use std::time::{Duration, Instant};
 use super::board::{Board, LAZY};
 use super::epochs::Epochs;
 use super::frame;
+use super::recover::Recovered;
 use super::seat::{Queues, Seat};
 use super::segment::{Segment, Spares, Store};
 use crate::clock::{self, Id};
-use crate::record::Event;
+use crate::outcome::Outcome;
+use crate::record::{After, Event};
 use crate::telemetry::Metrics;
 
 /// How often denials are counted out, and the live file is looked for.
@@ -59,24 +61,23 @@ struct Batch {
 
 impl Writer {
     pub(super) fn new(
-        board: Arc<Board>,
-        seats: Arc<[Arc<Seat>]>,
+        board: &Arc<Board>,
+        seats: &Arc<[Arc<Seat>]>,
         store: Store,
         spares: Spares,
         metrics: Arc<Metrics>,
-        next: u64,
     ) -> Self {
         let mut batch = Batch::default();
         batch.seats.resize_with(seats.len(), Default::default);
         Self {
-            board,
-            seats,
+            board: Arc::clone(board),
+            seats: Arc::clone(seats),
             store,
             spares,
             metrics,
             log_id: Id::new(),
             segment: None,
-            next,
+            next: 1,
             batch,
             framed: Vec::new(),
             ticked: clock::now(),
@@ -126,8 +127,21 @@ impl Writer {
         }
     }
 
-    /// Begins the first segment and makes its record durable, with what recovery queued.
-    pub(super) fn begin(&mut self) -> io::Result<()> {
+    /// Goes on from what was recovered: begins a segment, and ends in it what an earlier process left open.
+    pub(super) fn begin(&mut self, recovered: &Recovered) -> io::Result<()> {
+        self.next = recovered.next;
+        if let Some(seat) = self.seats.last() {
+            seat.adopt(recovered.since, recovered.open.len() as u64);
+            let after = After::nothing_moved(Outcome::Unknown);
+            for (id, way) in &recovered.open {
+                seat.end(recovered.since, |out| {
+                    after.encode(*id, clock::wall_ns(), *way, None, out);
+                });
+            }
+        }
+        for event in &recovered.events {
+            self.add(event);
+        }
         self.take();
         self.write()?;
         self.publish();
@@ -232,7 +246,8 @@ impl Writer {
         ];
         self.framed.clear();
         let mut inside = Vec::new();
-        event("segment", facts).encode(clock::wall_ns(), &mut inside);
+        let name = "segment";
+        Event { name, facts }.encode(clock::wall_ns(), &mut inside);
         frame::append(&mut self.framed, self.next, Some(1), &inside);
         self.segment = Some(segment);
         self.append()?;
@@ -331,7 +346,7 @@ impl Writer {
     }
 
     /// Writes what is left, then that nothing more comes, and closes the segment.
-    fn finish(mut self) {
+    pub(super) fn finish(mut self) {
         let mut open = 0;
         for _ in 0..CLOSING_TURNS_MAX {
             self.count_out();
@@ -361,9 +376,13 @@ impl Writer {
         }
     }
 
-    /// Adds an event of the writer's own to the batch.
     fn note(&mut self, name: &'static str, facts: Vec<(&'static str, String)>) {
-        event(name, facts).encode(clock::wall_ns(), &mut self.batch.lines);
+        self.add(&Event { name, facts });
+    }
+
+    /// Adds an event to the batch.
+    fn add(&mut self, event: &Event) {
+        event.encode(clock::wall_ns(), &mut self.batch.lines);
         self.batch.lines.push(b'\n');
     }
 }
@@ -373,8 +392,4 @@ impl Batch {
     fn rest(&self) -> Option<&[u8]> {
         self.lines.get(self.done..).filter(|rest| !rest.is_empty())
     }
-}
-
-fn event(name: &'static str, facts: Vec<(&'static str, String)>) -> Event {
-    Event { name, facts }
 }

@@ -52,8 +52,14 @@ pub(super) fn process(root: &Table<'_>) -> Process {
         process.state_dir = path;
     }
     if let Some(value) = table.value("workers").filter(|v| !v.is("auto")) {
-        let workers = value.integer(1..=WORKERS_MAX);
-        process.workers = workers.unwrap_or(process.workers);
+        if value.is_text() {
+            value.wrong(
+                "not a number of threads",
+                r#"write a whole number, or "auto""#,
+            );
+        } else if let Some(workers) = value.integer(1..=WORKERS_MAX) {
+            process.workers = workers;
+        }
     }
     process.drain_deadline =
         table.duration("drain_deadline", SECOND..=HOUR, process.drain_deadline);

@@ -16,7 +16,6 @@ const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// What an ToolJet-like server needs: its largest JSON body, and a query that runs for a minute.
 const DEFAULT_TIMEOUTS: Timeouts = Timeouts {
     response_head: MINUTE,
     idle: MINUTE,
@@ -32,6 +31,8 @@ pub(super) struct Around<'a> {
     pub(super) sets: &'a Sets,
     pub(super) limits: &'a [&'a str],
     pub(super) folder: &'a Path,
+    /// Of `[audit]`.
+    pub(super) on_failure: OnFailure,
     /// Grows by the URLs that are given in place of names.
     pub(super) upstreams: BTreeMap<String, Upstream>,
 }
@@ -65,10 +66,7 @@ fn upstream(table: &Table<'_>) -> Upstream {
         "health",
         "leave it out; a server that cannot be reached is passed over",
     );
-    let list = table.list("servers");
-    if list.is_empty() {
-        table.missing("servers", r#"add `servers = ["http://127.0.0.1:3000"]`"#);
-    }
+    let list = table.some("servers", r#"add `servers = ["http://127.0.0.1:3000"]`"#);
     let servers = list.iter().filter_map(|v| v.parsed(units::server));
     let connect = Duration::from_millis(100)..=MINUTE;
     Upstream {
@@ -83,14 +81,14 @@ pub(super) fn ingress(table: &Table<'_>, around: &mut Around<'_>) -> Option<Ingr
     table.not_yet("http3", "leave it out; HTTP/1.1 and HTTP/2 are served");
     let proxy = "use `proxy_protocol_from` and switch PROXY protocol on in the load balancer";
     table.not_yet("forwarded_from", proxy);
-    let listen = addresses(table, "listen");
-    if listen.is_empty() && table.value("listen").is_none() {
-        table.missing("listen", r#"add `listen = "0.0.0.0:443"`"#);
-    }
+    let listen = table.some("listen", r#"add `listen = "0.0.0.0:443"`"#);
+    let listen = listen.iter().filter_map(Value::listen).collect();
+    let redirect_http = table.list("redirect_http");
+    let redirect_http = redirect_http.iter().filter_map(Value::listen).collect();
     let tls = tls(table, around.folder);
     let sets = around.sets;
     let everybody = "name the load balancers alone: whoever is listed may claim any client address";
-    let (redirect_http, routes) = (addresses(table, "redirect_http"), routes(table, around));
+    let routes = routes(table, around);
     let (allow, deny) = (sets.allow(table, "allow"), sets.nets(&table.list("deny")));
     let proxy_protocol_from = sets.some(table, "proxy_protocol_from", everybody);
     let limits = limits(table, around.limits);
@@ -104,11 +102,6 @@ pub(super) fn ingress(table: &Table<'_>, around: &mut Around<'_>) -> Option<Ingr
         limits,
         routes,
     })
-}
-
-fn addresses(table: &Table<'_>, name: &'static str) -> Vec<std::net::SocketAddr> {
-    let list = table.list(name);
-    list.iter().filter_map(Value::listen).collect()
 }
 
 /// The certificate; every key of the table is looked at even if there is none.
@@ -128,20 +121,20 @@ fn tls(ingress: &Table<'_>, folder: &Path) -> Option<Tls> {
     );
     let versions = [("1.2", TlsVersion::V12), ("1.3", TlsVersion::V13)];
     let min_version = table.word("min_version", &versions, TlsVersion::V12);
-    let value = table.value("certificates");
-    let list = value.as_ref().map_or_else(Vec::new, Value::list);
-    let [pair] = list.as_slice() else {
-        match value.filter(|_| list.len() > 1) {
-            Some(value) => value.wrong(
+    let list = match table.value("certificates") {
+        None if table.value("acme").is_some() => return None,
+        _ => table.some("certificates", &format!("add {example}")),
+    };
+    let pair = match list.as_slice() {
+        [] => return None,
+        [pair] => pair,
+        [..] => {
+            table.value("certificates")?.wrong(
                 "more than one certificate is not available in this release",
                 "use one certificate that holds all names, or one `[[ingress]]` each",
-            ),
-            None if table.value("acme").is_none() => {
-                table.missing("certificates", &format!("add {example}"));
-            }
-            None => {}
+            );
+            return None;
         }
-        return None;
     };
     let pair = pair.table()?;
     let (cert, key) = (file(&pair, "cert", folder), file(&pair, "key", folder));
@@ -184,7 +177,7 @@ fn routes(table: &Table<'_>, around: &mut Around<'_>) -> Vec<Route> {
         hosts: Vec::new(),
         timeouts: DEFAULT_TIMEOUTS,
         max_body: Some(DEFAULT_MAX_BODY_BYTES),
-        on_failure: OnFailure::Refuse,
+        on_failure: around.on_failure,
     };
     let defaults = defaults(table, &bottom);
     let mut routes = Vec::new();

@@ -68,6 +68,13 @@ impl<'t> Notes<'t> {
         }
     }
 
+    /// Warns of a name that was given to something and is never used.
+    pub(super) fn unused(&self, key: &str) {
+        let place = remark::nearest(&self.kept.borrow().places, key);
+        let mend = "name it where it shall hold, or remove it".to_owned();
+        self.warning(place, key, "never used".to_owned(), mend);
+    }
+
     /// Remembers where `key` stands.
     pub(super) fn place(&self, key: &str, place: &Place) {
         let places = &mut self.kept.borrow_mut().places;
@@ -79,7 +86,11 @@ impl<'t> Notes<'t> {
         let kept = self.kept.into_inner();
         match Mistakes::new(kept.mistakes) {
             Some(mistakes) => Err(mistakes),
-            None => Ok((kept.warnings, kept.places)),
+            None => {
+                let mut warnings = kept.warnings;
+                warnings.sort_by_key(|warning| (warning.0.line, warning.0.column));
+                Ok((warnings, kept.places))
+            }
         }
     }
 }

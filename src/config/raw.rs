@@ -15,6 +15,7 @@ use std::time::Duration;
 use toml::de::{DeTable, DeValue};
 
 use super::notes::{Notes, Place};
+use super::remark::WHOLE;
 use super::units;
 
 /// One table of the file.
@@ -39,7 +40,7 @@ pub(super) struct Value<'t> {
 impl<'t> Table<'t> {
     /// The file's outermost table.
     pub(super) fn root(notes: &'t Notes<'t>, entries: &'t DeTable<'t>) -> Self {
-        Self::new(notes, String::new(), 0..0, entries)
+        Self::new(notes, String::new(), WHOLE, entries)
     }
 
     fn new(notes: &'t Notes<'t>, key: String, place: Place, entries: &'t DeTable<'t>) -> Self {
@@ -113,6 +114,19 @@ impl<'t> Table<'t> {
         let problem = format!("`{name}` is missing");
         self.notes
             .mistake(self.place.clone(), &key, problem, mend.to_owned());
+    }
+
+    /// The values of a string or a list that must name something.
+    pub(super) fn some(&self, name: &'static str, mend: &str) -> Vec<Value<'t>> {
+        let Some(value) = self.value(name) else {
+            self.missing(name, mend);
+            return Vec::new();
+        };
+        let list = value.list();
+        if list.is_empty() {
+            value.wrong(format!("`{name}` is empty"), mend);
+        }
+        list
     }
 
     /// A mistake about this table as a whole.
@@ -334,9 +348,14 @@ impl<'t> Value<'t> {
         self.value.as_str() == Some(text)
     }
 
+    /// Whether it is text.
+    pub(super) fn is_text(&self) -> bool {
+        self.value.is_str()
+    }
+
     /// A port, or an inclusive range of ports as text.
     pub(super) fn ports(&self) -> Option<(u16, u16)> {
-        if self.value.is_str() {
+        if self.is_text() {
             return self.parsed(units::ports);
         }
         self.integer(1..=u16::MAX).map(|port| (port, port))

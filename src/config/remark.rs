@@ -16,6 +16,9 @@ pub const REMARKS_MAX: usize = 100;
 /// Characters shown of the line that a remark is about.
 const EXCERPT_CHARS_MAX: usize = 120;
 
+/// The place of what does not stand anywhere in the file.
+pub(super) const WHOLE: Range<usize> = 0..0;
+
 /// The text of a configuration file, and where in it each key stands.
 #[derive(Clone, Default)]
 pub struct Source {
@@ -94,6 +97,13 @@ impl Source {
         problem: String,
         mend: String,
     ) -> Remark {
+        if place == WHOLE {
+            let key = key.to_owned();
+            return Remark {
+                key,
+                ..Remark::on_file(&self.path, problem, mend)
+            };
+        }
         let start = self.text.floor_char_boundary(place.start);
         let before = self.text.get(..start).unwrap_or_default();
         let line_start = before.rfind('\n').map_or(0, |at| at + 1);
@@ -128,7 +138,7 @@ pub(super) fn nearest(places: &BTreeMap<String, Range<usize>>, key: &str) -> Ran
         }
         match near.rfind(['.', '[']).and_then(|at| near.get(..at)) {
             Some(outer) => near = outer,
-            None => return 0..0,
+            None => return WHOLE,
         }
     }
 }
@@ -152,6 +162,12 @@ impl Excerpt {
         let marked = start..end;
         Self { text, marked }
     }
+
+    fn write(&self, f: &mut fmt::Formatter<'_>, number: &str, margin: &str) -> fmt::Result {
+        let (blank, mark) = (" ".repeat(self.marked.start), "^".repeat(self.marked.len()));
+        writeln!(f, "{number} | {}", self.text)?;
+        writeln!(f, "{margin} | {blank}{mark}")
+    }
 }
 
 impl Remark {
@@ -171,19 +187,22 @@ impl Remark {
     fn write(&self, f: &mut fmt::Formatter<'_>, kind: &str) -> fmt::Result {
         writeln!(f, "{kind}: {}", self.problem)?;
         let file = self.file.display();
-        let Some(excerpt) = &self.excerpt else {
-            writeln!(f, " --> {file}")?;
-            return write!(f, "mend: {}", self.mend);
+        let number = match self.line {
+            0 => String::new(),
+            line => line.to_string(),
         };
-        let number = self.line.to_string();
         let margin = " ".repeat(number.len());
-        writeln!(f, "{margin}--> {file}:{}:{}", self.line, self.column)?;
+        write!(f, "{margin}--> {file}")?;
+        if self.line > 0 {
+            write!(f, ":{}:{}", self.line, self.column)?;
+        }
+        writeln!(f)?;
         if !self.key.is_empty() {
             writeln!(f, "{margin} = key: {}", self.key)?;
         }
-        let (start, length) = (excerpt.marked.start, excerpt.marked.len());
-        writeln!(f, "{number} | {}", excerpt.text)?;
-        writeln!(f, "{margin} | {}{}", " ".repeat(start), "^".repeat(length))?;
+        if let Some(excerpt) = &self.excerpt {
+            excerpt.write(f, &number, &margin)?;
+        }
         write!(f, "mend: {}", self.mend)
     }
 }

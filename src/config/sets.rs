@@ -3,7 +3,8 @@
 //! An entry with `expires` is in force through that day (UTC) and left out afterwards; what it was for stays in the
 //! file. A set is expanded where it is used, so that nothing in force refers to a name. No URL is fetched.
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
 use std::path::Path;
 
@@ -25,6 +26,7 @@ const BAD_LINES_MAX: usize = 10;
 #[derive(Debug, Default)]
 pub(super) struct Sets {
     named: BTreeMap<String, Vec<IpNet>>,
+    used: RefCell<BTreeSet<String>>,
     /// When the next entry expires, in nanoseconds since 1970.
     pub(super) next_expiry_ns: Option<u64>,
 }
@@ -110,12 +112,21 @@ impl Sets {
             match text.strip_prefix('@') {
                 None => nets.extend(item.parsed(units::net)),
                 Some(name) => match self.named.get(name) {
-                    Some(set) => nets.extend_from_slice(set),
+                    Some(set) => {
+                        nets.extend_from_slice(set);
+                        self.used.borrow_mut().insert(name.to_owned());
+                    }
                     None => self.unknown(item, name),
                 },
             }
         }
         nets
+    }
+
+    /// The sets that no list has named so far.
+    pub(super) fn unused(&self) -> impl Iterator<Item = &String> {
+        let used = self.used.borrow();
+        self.named.keys().filter(move |name| !used.contains(*name))
     }
 
     fn unknown(&self, item: &Value<'_>, name: &str) {
@@ -173,7 +184,7 @@ fn expiry_ns(value: &Value<'_>) -> Option<u64> {
         .and_then(|day| day.tomorrow())
         .and_then(|next| jiff::tz::TimeZone::UTC.to_timestamp(next.at(0, 0, 0, 0)));
     match end {
-        Ok(end) => Some(u64::try_from(end.as_nanosecond()).unwrap_or(0)),
+        Ok(end) => Some(u64::try_from(end.as_nanosecond().max(0)).unwrap_or(u64::MAX)),
         Err(_) => {
             value.wrong(
                 "not a date",

@@ -31,6 +31,32 @@ pub struct Config {
     pub source: Source,
 }
 
+impl Config {
+    /// Every address that is listened on but the admin's, under its key.
+    pub fn listens(&self) -> Vec<(String, SocketAddr)> {
+        let mut listens = Vec::new();
+        for (at, ingress) in self.ingress.iter().enumerate() {
+            let lists = [
+                ("listen", &ingress.listen),
+                ("redirect_http", &ingress.redirect_http),
+            ];
+            for (name, list) in lists {
+                let keyed = list.iter().enumerate();
+                listens.extend(keyed.map(|(n, a)| (format!("ingress[{at}].{name}[{n}]"), *a)));
+            }
+        }
+        if let Some(egress) = &self.egress {
+            for (at, listener) in egress.listeners.iter().enumerate() {
+                listens.push((format!("egress.listener[{at}].listen"), listener.listen));
+            }
+            for (at, forward) in egress.forwards.iter().enumerate() {
+                listens.push((format!("egress.forward[{at}].listen"), forward.listen));
+            }
+        }
+        listens
+    }
+}
+
 /// `[process]`
 #[derive(Debug)]
 pub struct Process {

@@ -6,12 +6,12 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::Access;
 
 #[derive(Clone, Default)]
-pub(crate) struct Memory(Arc<Mutex<State>>);
+pub(crate) struct Memory(Arc<(Mutex<State>, Condvar)>);
 
 pub(crate) struct Handle {
     disk: Memory,
@@ -28,6 +28,7 @@ struct State {
     calls: u64,
     fault: Option<Fault>,
     bytes_max: Option<u64>,
+    hangs: bool,
 }
 
 #[derive(Clone, Default)]
@@ -40,9 +41,24 @@ struct Content {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Fault {
     /// Call number `at` and the `count - 1` after it fail; a write leaves `torn` of its bytes behind.
-    Fail { at: u64, count: u64, torn: usize },
+    Fail { at: u64, count: u64, torn: Torn },
     /// From call number `at` on nothing works any more; that call, if a write, leaves `torn` of its bytes.
-    Cut { at: u64, torn: usize },
+    Cut { at: u64, torn: Torn },
+}
+
+/// Which bytes of a failing write arrive: a device need not write in order.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Torn {
+    pub(crate) from: usize,
+    pub(crate) to: usize,
+}
+
+impl Torn {
+    pub(crate) const ALL: Self = Self {
+        from: 0,
+        to: usize::MAX,
+    };
+    pub(crate) const NONE: Self = Self { from: 0, to: 0 };
 }
 
 impl Memory {
@@ -53,6 +69,19 @@ impl Memory {
     /// Room for all files together.
     pub(crate) fn set_bytes_max(&self, bytes: Option<u64>) {
         self.state().bytes_max = bytes;
+    }
+
+    /// Whether writes hang until told otherwise.
+    pub(crate) fn set_hangs(&self, hangs: bool) {
+        self.state().hangs = hangs;
+        self.0.1.notify_all();
+    }
+
+    fn until_it_moves(&self) {
+        let mut state = self.state();
+        while state.hangs {
+            state = self.0.1.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
     }
 
     /// Changing calls until now.
@@ -73,7 +102,7 @@ impl Memory {
             file.seen = file.kept.clone();
         }
         drop(state);
-        Self(Arc::new(Mutex::new(after)))
+        Self(Arc::new((Mutex::new(after), Condvar::new())))
     }
 
     /// Reads a whole file.
@@ -182,7 +211,7 @@ impl Memory {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -195,35 +224,38 @@ impl State {
     }
 
     /// Counts a call; an error carries how many bytes a write leaves behind.
-    fn call(&mut self) -> Result<(), Torn> {
+    fn call(&mut self) -> Result<(), Injected> {
         self.calls += 1;
         match self.fault {
             Some(Fault::Fail { at, count, torn }) if (at..at + count).contains(&self.calls) => {
-                Err(Torn(torn))
+                Err(Injected(torn))
             }
-            Some(Fault::Cut { at, torn }) if self.calls == at => Err(Torn(torn)),
-            Some(Fault::Cut { at, .. }) if self.calls > at => Err(Torn(0)),
+            Some(Fault::Cut { at, torn }) if self.calls == at => Err(Injected(torn)),
+            Some(Fault::Cut { at, .. }) if self.calls > at => Err(Injected(Torn::NONE)),
             _ => Ok(()),
         }
     }
 }
 
-struct Torn(usize);
+struct Injected(Torn);
 
-impl From<Torn> for io::Error {
-    fn from(_: Torn) -> Self {
+impl From<Injected> for io::Error {
+    fn from(_: Injected) -> Self {
         Self::other("injected")
     }
 }
 
 impl Handle {
     pub(super) fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.disk.until_it_moves();
         let mut state = self.disk.state();
-        let (written, result) = match state.call() {
-            Ok(()) => (bytes, Ok(())),
-            Err(Torn(torn)) => (&bytes[..torn.min(bytes.len())], Err(Torn(0).into())),
+        let (torn, result) = match state.call() {
+            Ok(()) => (Torn::ALL, Ok(())),
+            Err(injected) => (injected.0, Err(injected.into())),
         };
-        let (at, durable) = (usize::try_from(offset).unwrap(), self.durable);
+        let to = torn.to.min(bytes.len());
+        let (from, durable) = (torn.from.min(to), self.durable);
+        let (at, written) = (usize::try_from(offset).unwrap() + from, &bytes[from..to]);
         let content = &mut state.files[self.file];
         let lay = |into: &mut Vec<u8>| {
             into.resize(into.len().max(at + written.len()), 0);

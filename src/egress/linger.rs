@@ -19,8 +19,8 @@ use crate::workers;
 
 /// How long the other side has to close.
 const LINGER_LIMIT: Duration = Duration::from_secs(1);
-/// How much it may still send.
-const LINGER_BYTES_MAX: usize = 256 * 1024;
+/// How much it may still send: the rest of an upload that was refused.
+const LINGER_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// A plain connection whose shutdown lingers.
 pub(super) struct Lingering {

@@ -19,6 +19,7 @@ use crate::outcome::{Outcome, Refusal};
 
 use super::passage::{Flow, Passage};
 use super::pulse::{Busy, Timer};
+use super::taking::Taking;
 use super::upstream::Link;
 
 /// Times a side while it is waited for.
@@ -159,6 +160,7 @@ struct Relay {
     link: Option<Link>,
     passage: Passage,
     patience: Patience,
+    taking: Option<Arc<Taking>>,
 }
 
 impl Reply {
@@ -168,6 +170,14 @@ impl Reply {
             content: Content::Text((!text.is_empty()).then_some(text)),
             _busy: busy,
         }
+    }
+
+    /// The same without a text of our own: what answers HEAD.
+    pub(super) fn silent(mut self) -> Self {
+        if let Content::Text(text) = &mut self.content {
+            *text = None;
+        }
+        self
     }
 
     /// The upstream's body, each piece within `idle`; `link` is free for another request at its end.
@@ -183,6 +193,7 @@ impl Reply {
             link: Some(link),
             passage,
             patience: Patience::new(idle),
+            taking: Taking::present(),
         };
         Self {
             content: Content::Relay(Box::new(relay)),
@@ -222,6 +233,9 @@ impl Body for Reply {
 
 impl Relay {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Refusal>>> {
+        if let Some(taking) = &self.taking {
+            taking.taken();
+        }
         match Pin::new(&mut self.body).poll_frame(cx) {
             Poll::Pending => {
                 ready!(self.patience.poll_lost(cx));
@@ -231,9 +245,12 @@ impl Relay {
                 self.end();
                 Poll::Ready(None)
             }
-            Poll::Ready(Some(Err(_))) => self.fail(Refusal::UpstreamBroken),
+            Poll::Ready(Some(Err(_))) => self.broke(),
             Poll::Ready(Some(Ok(frame))) => {
                 self.patience.renew();
+                if let Some(taking) = &self.taking {
+                    taking.given(self.patience.limit);
+                }
                 self.passage.bytes_out += frame.data_ref().map_or(0, Bytes::len) as u64;
                 if self.body.is_end_stream() {
                     self.end();
@@ -246,6 +263,19 @@ impl Relay {
     fn fail(&mut self, refusal: Refusal) -> Poll<Option<Result<Frame<Bytes>, Refusal>>> {
         self.passage.complete(Outcome::Failed(refusal));
         Poll::Ready(Some(Err(refusal)))
+    }
+
+    /// The upstream broke off: of its own accord, or because its request did before.
+    fn broke(&mut self) -> Poll<Option<Result<Frame<Bytes>, Refusal>>> {
+        let flow = self.passage.flow.as_ref();
+        match flow.and_then(|flow| flow.fault.get().copied()) {
+            None => self.fail(Refusal::UpstreamBroken),
+            Some(Some(fault)) => self.fail(fault),
+            Some(None) => {
+                self.passage.complete(Outcome::Aborted);
+                Poll::Ready(Some(Err(Refusal::Malformed))) // nobody is there to see it
+            }
+        }
     }
 
     /// The last byte was handed over.
@@ -265,6 +295,8 @@ impl Drop for Relay {
         // A body without bytes (HEAD, 204, 304, length 0) is never asked for its end.
         if self.body.is_end_stream() {
             self.end();
+        } else if self.taking.as_ref().is_some_and(|taking| taking.lost()) {
+            self.passage.complete(Outcome::Failed(Refusal::BodyIdle));
         }
     }
 }

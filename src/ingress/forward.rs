@@ -101,6 +101,7 @@ impl Ingress {
             passage,
             live: self.live.clone(),
             idle: route.timeouts.stream_idle,
+            linger: self.timers.linger,
         };
         crate::workers::spawn(stream.run(client, upstream)); // it holds a session, so drain waits for it
         Response::from_parts(parts, Reply::text(bytes::Bytes::new(), busy))

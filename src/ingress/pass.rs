@@ -3,18 +3,19 @@
 //! Until the request is admitted any judge may refuse it; nobody waits for the record of a denial. From then on there
 //! is one way out: the [`Passage`] ends with what became of it.
 
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{self, HeaderValue};
-use http::{Request, Response, Version, request};
+use http::{Method, Request, Response, Version, request};
 use hyper::body::{Body as _, Incoming};
 
 use crate::clock::Id;
+use crate::limit::{Quota, Slot};
 use crate::outcome::Refusal;
 use crate::policy::allow_list::Client;
-use crate::record::Request as Facts;
-use crate::record::{Before, Denied};
+use crate::record::{Before, Denied, Request as Facts};
 use crate::snapshot::{Entrance, Route, Snapshot};
 use crate::telemetry::Way;
 use crate::wire::http::{Authority, check, generous};
@@ -56,7 +57,7 @@ impl Ingress {
     ) -> Response<Reply> {
         let busy = visitor.pulse.begin();
         let (parts, body) = request.into_parts();
-        let unread = !body.is_end_stream();
+        let (unread, silent) = (!body.is_end_stream(), parts.method == Method::HEAD);
         let (entry, authority) = (Id::new(), visitor.authority(&parts));
         let id = id_value(entry);
         let (name, passed) = match authority {
@@ -79,7 +80,11 @@ impl Ingress {
         });
         self.metrics.responded(response.status().as_u16());
         drop(busy);
-        response
+        if silent {
+            response.map(Reply::silent)
+        } else {
+            response
+        }
     }
 
     /// The way itself. An error means that the request was not admitted.
@@ -106,11 +111,7 @@ impl Ingress {
         Ok(self.forward(arrival, &route, passage).await)
     }
 
-    fn take(
-        &self,
-        quotas: &[crate::limit::Quota],
-        client: Client,
-    ) -> Result<crate::limit::Slot, Refused> {
+    fn take(&self, quotas: &[Quota], client: Client) -> Result<Slot, Refused> {
         let taken = self.limits.take(quotas, client.address());
         taken.map_err(|over| Refused {
             refusal: Refusal::RateLimited,
@@ -125,8 +126,8 @@ impl Ingress {
 
     pub(super) fn turn_away(
         &self,
-        listener: std::net::SocketAddr,
-        client: std::net::IpAddr,
+        listener: SocketAddr,
+        client: IpAddr,
         refusal: Refusal,
         target: &str,
     ) {
@@ -202,4 +203,16 @@ fn version(version: Version) -> &'static str {
 fn whole_seconds(duration: Duration) -> u64 {
     let up = u64::from(duration.subsec_nanos() > 0);
     duration.as_secs().saturating_add(up).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_is_asked_to_try_again_too_early() {
+        for (ms, seconds) in [(0, 1), (1, 1), (1000, 1), (1001, 2), (59_999, 60)] {
+            assert_eq!(whole_seconds(Duration::from_millis(ms)), seconds);
+        }
+    }
 }

@@ -8,7 +8,6 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use hyper::rt::Executor;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -19,10 +18,10 @@ use tokio_rustls::server::TlsStream;
 
 use crate::outcome::Refusal;
 use crate::wire::http::{FIELDS_MAX, HEAD_BYTES_MAX};
-use crate::workers;
 
 use super::Ingress;
 use super::pulse::Timed;
+use super::taking::Beside;
 use super::visitor::Visitor;
 
 const STREAMS_MAX: u32 = 100;
@@ -41,16 +40,6 @@ enum End {
     Over(hyper::Result<()>),
     /// By us, at once.
     Cut,
-}
-
-/// Runs the streams of an HTTP/2 connection beside it; they end with it.
-#[derive(Clone, Copy)]
-struct Beside;
-
-impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Beside {
-    fn execute(&self, task: F) {
-        workers::spawn(task);
-    }
 }
 
 impl Ingress {

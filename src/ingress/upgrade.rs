@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split};
-use tokio::time::sleep_until;
+use tokio::time::{sleep_until, timeout};
 
 use crate::clock;
 use crate::outcome::{Outcome, Refusal};
@@ -30,6 +30,8 @@ pub(super) struct Stream {
     pub(super) passage: Passage,
     pub(super) live: Live,
     pub(super) idle: Duration,
+    /// For the other side, when one has ended.
+    pub(super) linger: Duration,
 }
 
 /// What both directions have in common.
@@ -58,17 +60,19 @@ impl Stream {
             let (mut upstream_read, mut upstream_write) = split(TokioIo::new(upstream));
             let inward = flow.copy(&flow.inward, &mut client_read, &mut upstream_write);
             let outward = flow.copy(&flow.outward, &mut upstream_read, &mut client_write);
-            tokio::try_join!(inward, outward).ok()
+            either_then_both(inward, outward, self.linger).await
         };
         let outcome = tokio::select! {
-            done = relayed => done.map_or(Outcome::Aborted, |_| Outcome::Served),
-            () = flow.still(self.idle) => Outcome::Failed(Refusal::BodyIdle),
-            () = session.ended() => Outcome::Failed(Refusal::Draining),
-            refusal = self.unwelcome() => Outcome::Failed(refusal),
+            done = relayed => done.map(|()| Outcome::Served),
+            () = flow.still(self.idle) => Some(Outcome::Failed(Refusal::BodyIdle)),
+            () = session.ended() => Some(Outcome::Failed(Refusal::Draining)),
+            refusal = self.unwelcome() => Some(Outcome::Failed(refusal)),
         };
         self.passage.bytes_in = flow.inward.load(Ordering::Relaxed);
         self.passage.bytes_out = flow.outward.load(Ordering::Relaxed);
-        self.passage.complete(outcome);
+        if let Some(outcome) = outcome {
+            self.passage.complete(outcome);
+        } // otherwise a side broke off: what the end of a passage means by itself
     }
 
     /// Ends when a reload has taken the client's permission away.
@@ -81,6 +85,26 @@ impl Stream {
             }
         }
     }
+}
+
+/// Waits for one direction to end, and then a little for the other: a websocket has no use for half a connection.
+async fn either_then_both(
+    inward: impl Future<Output = std::io::Result<()>>,
+    outward: impl Future<Output = std::io::Result<()>>,
+    linger: Duration,
+) -> Option<()> {
+    let (mut inward, mut outward) = (pin!(inward), pin!(outward));
+    tokio::select! {
+        ended = &mut inward => {
+            ended.ok()?;
+            timeout(linger, outward).await.ok(); // what still came was delivered
+        }
+        ended = &mut outward => {
+            ended.ok()?;
+            timeout(linger, inward).await.ok();
+        }
+    }
+    Some(())
 }
 
 impl Flow {
@@ -114,8 +138,7 @@ impl Flow {
             if clock::now() >= deadline {
                 return;
             }
-            let mut sleep = pin!(sleep_until(deadline.into()));
-            sleep.as_mut().await;
+            sleep_until(deadline.into()).await;
         }
     }
 }

@@ -5,16 +5,19 @@
 //! connected to is passed over once. A request is sent a second time only if the first cannot have had an effect. One
 //! instance per worker: the locks here are never waited for.
 
+use std::future::{Future, poll_fn};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use http::{Method, Request, Response};
 use hyper::body::{Body as _, Incoming};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
-use tokio::time::{sleep, sleep_until, timeout};
+use tokio::time::{sleep, timeout};
 
 use crate::addr::{Destination, Host};
 use crate::config::typed::Upstream;
@@ -23,6 +26,7 @@ use crate::{clock, socket, workers};
 
 use super::body::Upload;
 use super::passage::{Flow, Passage};
+use super::pulse::Timer;
 
 /// How long a connection may wait for its next request: Node closes after 5 s, and the client must be first.
 const IDLE_LIFE: Duration = Duration::from_secs(4);
@@ -37,14 +41,23 @@ pub(super) struct Upstreams {
 
 struct Server {
     destination: Destination,
-    idle: Mutex<Vec<(SendRequest<Upload>, Instant)>>,
+    idle: Mutex<Vec<Idle>>,
     swept: AtomicBool,
+}
+
+/// A connection that waits for its next request.
+struct Idle {
+    sender: SendRequest<Upload>,
+    timer: Timer,
+    since: Instant,
 }
 
 /// A connection that is lent.
 pub(super) struct Link {
     server: Arc<Server>,
     sender: SendRequest<Upload>,
+    /// For the head of a response; kept with the connection, so that a request costs no timer of its own.
+    timer: Timer,
     max_idle: usize,
     /// It has served before, so the server may be closing it just now.
     used: bool,
@@ -98,10 +111,11 @@ impl Upstreams {
                 break;
             };
             let server = self.server(destination);
-            let (sender, used) = match server.take().filter(|_| kept) {
-                Some(sender) => (sender, true),
+            let waiting = if kept { server.take() } else { None };
+            let (sender, timer, used) = match waiting {
+                Some(idle) => (idle.sender, idle.timer, true),
                 None => match connect(destination, upstream.connect_timeout).await {
-                    Ok(sender) => (sender, false),
+                    Ok(sender) => (sender, Timer::default(), false),
                     Err(error) => {
                         refusal = error;
                         continue;
@@ -111,6 +125,7 @@ impl Upstreams {
             return Ok(Link {
                 server,
                 sender,
+                timer,
                 max_idle: upstream.max_idle,
                 used,
             });
@@ -135,15 +150,15 @@ impl Upstreams {
 
 impl Server {
     /// The kept connection that served last, if it is still good.
-    fn take(&self) -> Option<SendRequest<Upload>> {
+    fn take(&self) -> Option<Idle> {
         let mut idle = lock(&self.idle);
-        while let Some((sender, since)) = idle.pop() {
-            if since.elapsed() >= IDLE_LIFE {
+        while let Some(last) = idle.pop() {
+            if last.since.elapsed() >= IDLE_LIFE {
                 idle.clear(); // those below have waited longer
                 return None;
             }
-            if !sender.is_closed() {
-                return Some(sender);
+            if !last.sender.is_closed() {
+                return Some(last);
             }
         }
         None
@@ -154,7 +169,7 @@ impl Server {
         loop {
             sleep(SWEEP_EVERY).await;
             let mut idle = lock(&self.idle);
-            idle.retain(|(sender, since)| since.elapsed() < IDLE_LIFE && !sender.is_closed());
+            idle.retain(|idle| idle.since.elapsed() < IDLE_LIFE && !idle.sender.is_closed());
             if idle.is_empty() {
                 self.swept.store(false, Ordering::Relaxed);
                 return;
@@ -170,24 +185,30 @@ impl Link {
         patience: Duration,
         flow: Option<&Flow>,
     ) -> Result<Response<Incoming>, Setback> {
-        if self.sender.ready().await.is_err() {
-            return Err(Setback::Unsent(Box::new(request)));
-        }
-        let answer = self.sender.try_send_request(request);
-        let mut error = tokio::select! {
-            biased;
-            answer = answer => match answer {
-                Ok(response) => return Ok(response),
-                Err(error) => error,
-            },
-            () = late(patience, flow) => return Err(Setback::Final(Some(Refusal::UpstreamHeadTimeout))),
+        let Self { sender, timer, .. } = self;
+        let answer = async {
+            if sender.ready().await.is_err() {
+                return Err(Setback::Unsent(Box::new(request)));
+            }
+            let answer = sender.try_send_request(request).await;
+            answer.map_err(|mut error| match error.take_message() {
+                Some(request) => Setback::Unsent(Box::new(request)),
+                None => Setback::Broken,
+            })
         };
-        if let Some(fault) = flow.and_then(|flow| flow.fault.get()) {
-            return Err(Setback::Final(*fault));
-        }
-        match error.take_message() {
-            Some(request) => Err(Setback::Unsent(Box::new(request))),
-            None => Err(Setback::Broken),
+        let (mut answer, began) = (pin!(answer), clock::now());
+        let answered = poll_fn(|cx| {
+            if let Poll::Ready(answer) = answer.as_mut().poll(cx) {
+                return Poll::Ready(Some(answer));
+            }
+            let sent = flow.map_or(began, Flow::last_moved);
+            timer.poll(cx, sent + patience).map(|()| None)
+        });
+        match (answered.await, flow.and_then(|flow| flow.fault.get())) {
+            (Some(Ok(response)), _) => Ok(response),
+            (_, Some(fault)) => Err(Setback::Final(*fault)),
+            (Some(Err(setback)), None) => Err(setback),
+            (None, None) => Err(Setback::Final(Some(Refusal::UpstreamHeadTimeout))),
         }
     }
 
@@ -200,24 +221,14 @@ impl Link {
         if idle.len() >= self.max_idle {
             return;
         }
-        idle.push((self.sender, clock::now()));
+        idle.push(Idle {
+            sender: self.sender,
+            timer: self.timer,
+            since: clock::now(),
+        });
         if !self.server.swept.swap(true, Ordering::Relaxed) {
             workers::spawn(Arc::clone(&self.server).sweep()); // ends by itself soon after the last request
         }
-    }
-}
-
-/// Ends `patience` after the request, or the last piece of its body, was sent.
-async fn late(patience: Duration, flow: Option<&Flow>) {
-    let Some(flow) = flow else {
-        return sleep(patience).await;
-    };
-    loop {
-        let deadline = flow.last_moved() + patience;
-        if clock::now() >= deadline {
-            return;
-        }
-        sleep_until(deadline.into()).await;
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! A time that is past says nothing (its client has a full burst), so its entry may be dropped at any moment. Each
 //! insertion looks at a few entries behind the shard's hand and drops what is past; when the whole table is full it
-//! looks further, but never at more than [`LOOKS_FULL`], and an entry whose time is not past is never dropped. Keys
+//! looks further, but never at more than [`LOOKS_FULL`] in two shards, and an entry whose time is not past is never
+//! dropped. Keys
 //! are hashed with a random seed, because outsiders choose their addresses.
 
 use std::collections::HashMap;
@@ -66,6 +67,8 @@ pub(super) struct Table {
     hasher: RandomState,
     /// Entries in all shards but for the shared buckets.
     held: AtomicUsize,
+    /// The shard that is searched next for a newcomer to a shard with nothing past.
+    turn: AtomicUsize,
     metrics: Arc<Metrics>,
 }
 
@@ -91,25 +94,38 @@ impl Table {
             shards: std::array::from_fn(|_| Mutex::default()),
             hasher: RandomState::new(),
             held: AtomicUsize::new(0),
+            turn: AtomicUsize::new(0),
             metrics,
         }
     }
 
     fn shard(&self, key: &Key) -> MutexGuard<'_, Shard> {
         let hash = self.hasher.hash_one(key).to_be_bytes();
-        let at = usize::from(hash[0]) % SHARDS;
-        let [first, ..] = &self.shards;
-        let shard = self.shards.get(at).unwrap_or(first);
+        let shard = self.at(usize::from(hash[0]));
         shard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Claims a place among [`KEYS_MAX`] for a newcomer to `shard`.
+    fn at(&self, number: usize) -> &Mutex<Shard> {
+        let [first, ..] = &self.shards;
+        self.shards.get(number % SHARDS).unwrap_or(first)
+    }
+
+    /// Claims a place among [`KEYS_MAX`] for a newcomer to `shard`. At the bound what is past is looked for in this
+    /// shard and then in one other, taken in turn.
     fn room(&self, shard: &mut Shard, now: Nanos) -> bool {
         self.left(shard.forget(now, LOOKS));
         if self.claim() {
             return true;
         }
-        self.left(shard.forget(now, LOOKS_FULL));
+        let mut freed = shard.forget(now, LOOKS_FULL);
+        if freed == 0 {
+            let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+            // Never waits, since it holds a shard already; a shard that is in use is passed over.
+            if let Ok(mut other) = self.at(turn).try_lock() {
+                freed = other.forget(now, LOOKS_FULL);
+            }
+        }
+        self.left(freed);
         self.claim()
     }
 
@@ -192,7 +208,8 @@ impl StateStore for Seat<'_> {
             // Under smaller numbers of an earlier snapshot the time may lie further ahead than an exhausted burst does
             // under the present ones.
             let latest = self.now.as_u64().saturating_add(self.full.as_u64());
-            let (taken, next) = measure(Some(Nanos::new(time.as_u64().min(latest))))?;
+            *time = Nanos::new(time.as_u64().min(latest));
+            let (taken, next) = measure(Some(*time))?;
             *time = next;
             return Ok(taken);
         }

@@ -7,7 +7,7 @@
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use super::destination::Allowed;
+use super::destination::{Allowed, Literal};
 use crate::outcome::Refusal;
 
 /// Addresses that are kept of one name.
@@ -109,8 +109,11 @@ fn passes(address: IpAddr, port: u16, allowed: &Allowed, own: &Own) -> bool {
     if allowed.addresses().contains(address) {
         return true;
     }
-    let ours = own.addresses.contains(&address) || is_public(address) && own.is_ours(address);
-    !ours && (allowed.literal() || is_public(address))
+    match allowed.literal() {
+        Literal::Exact => true,
+        Literal::Network => !own.addresses.contains(&address),
+        Literal::No => is_public(address) && !own.is_ours(address),
+    }
 }
 
 fn in_turn(passed: Vec<IpAddr>, families: Families) -> Vec<IpAddr> {
@@ -390,6 +393,15 @@ mod tests {
         assert!(
             check(
                 &allowed("10.0.0.9:1", &["10.0.0.9/32"], None),
+                &ours,
+                &own,
+                BOTH
+            )
+            .is_ok()
+        );
+        assert!(
+            check(
+                &allowed("10.0.0.9:1", &[], Some("10.0.0.9/32")),
                 &ours,
                 &own,
                 BOTH

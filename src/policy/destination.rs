@@ -44,8 +44,19 @@ pub struct Allowed {
     destination: Destination,
     rule: Arc<str>,
     addresses: Arc<PrefixSet>,
-    literal: bool,
+    literal: Literal,
     would_deny: bool,
+}
+
+/// How the rule names an address that was asked for as such.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Literal {
+    /// This very address: it may be special-purpose, and our own.
+    Exact,
+    /// A network that holds it: it may be special-purpose.
+    Network,
+    /// Not at all, or a name was asked for.
+    No,
 }
 
 impl Destinations {
@@ -123,12 +134,17 @@ impl Rule {
         if self.action == Action::Deny {
             return Err(Refusal::DestinationDenied);
         }
-        let named = matches!(
-            pattern,
-            DestinationPattern::Exact(_) | DestinationPattern::Net(_)
-        );
+        let literal = match (pattern, &destination.host) {
+            (_, Host::Name(_)) => Literal::No,
+            (DestinationPattern::Exact(_), _) => Literal::Exact,
+            (DestinationPattern::Net(net), _) if net.prefix_len() == net.max_prefix_len() => {
+                Literal::Exact
+            }
+            (DestinationPattern::Net(_), _) => Literal::Network,
+            (DestinationPattern::Any | DestinationPattern::Below(_), _) => Literal::No,
+        };
         Ok(Allowed {
-            literal: named && destination.host.as_name().is_none(),
+            literal,
             destination,
             rule: Arc::clone(&self.name),
             addresses: Arc::clone(&self.addresses),
@@ -153,8 +169,8 @@ impl Allowed {
         &self.addresses
     }
 
-    /// Whether the rule names this very address, or a network that holds it: then it may be special-purpose.
-    pub fn literal(&self) -> bool {
+    /// How the rule names the address that was asked for.
+    pub fn literal(&self) -> Literal {
         self.literal
     }
 
@@ -173,7 +189,7 @@ fn open(destination: Destination) -> Result<Allowed, Refusal> {
         destination,
         rule: "default".into(),
         addresses: Arc::default(),
-        literal: false,
+        literal: Literal::No,
         would_deny: false,
     })
 }
@@ -240,7 +256,7 @@ mod tests {
         for text in ["db.example.com:5432", "192.0.2.1:443", "[2001:db8::1]:443"] {
             let allowed = open.judge("app", to(text)).unwrap();
             assert_eq!(allowed.rule(), "default");
-            assert!(!allowed.literal() && !allowed.would_deny());
+            assert!(allowed.literal() == Literal::No && !allowed.would_deny());
         }
         assert_eq!(
             open.judge("app", to("mail.example.com:25")).unwrap_err(),
@@ -359,22 +375,27 @@ mod tests {
 
     #[test]
     fn literal_addresses_match_networks_and_no_zone() {
+        let net = |text: &str| DestinationPattern::Net(text.parse().unwrap());
         let rules = Destinations::new(&[
+            rule("net", vec![net("10.1.0.0/16")], Action::Allow),
             rule(
-                "net",
-                vec![DestinationPattern::Net("10.1.0.0/16".parse().unwrap())],
+                "one",
+                vec![net("10.3.0.1/32"), exact("10.3.0.2")],
                 Action::Allow,
             ),
             rule("any", vec![DestinationPattern::Any], Action::Allow),
         ]);
-        assert!(rules.judge("app", to("10.1.2.3:5432")).unwrap().literal());
-        assert!(
-            rules
-                .judge("app", to("[::ffff:10.1.2.3]:5432"))
-                .unwrap()
-                .literal()
-        );
-        assert!(!rules.judge("app", to("10.2.2.3:5432")).unwrap().literal());
+        for (text, literal) in [
+            ("10.1.2.3:5432", Literal::Network),
+            ("[::ffff:10.1.2.3]:5432", Literal::Network),
+            ("10.3.0.1:5432", Literal::Exact),
+            ("10.3.0.2:5432", Literal::Exact),
+            ("10.2.2.3:5432", Literal::No),
+            ("db.example.com:5432", Literal::No),
+        ] {
+            let allowed = rules.judge("app", to(text)).unwrap();
+            assert_eq!(allowed.literal(), literal, "{text}");
+        }
     }
 
     #[test]
@@ -387,6 +408,7 @@ mod tests {
         assert!(only.judge("db", to("db.example.com:26")).is_err());
         assert!(only.judge("db", to("x.example.com:25")).is_err());
         let literal = Destinations::only("db", &to("127.0.0.1:5432"), &[]);
-        assert!(literal.judge("db", to("127.0.0.1:5432")).unwrap().literal());
+        let allowed = literal.judge("db", to("127.0.0.1:5432")).unwrap();
+        assert_eq!(allowed.literal(), Literal::Exact);
     }
 }

@@ -19,7 +19,11 @@ const PIPE_BYTES: usize = 256 * 1024;
 /// Idle ones that a thread keeps; the rest are closed, so that other threads can have theirs.
 const KEPT_MAX: usize = 32;
 
+/// After a pipe could not be made or made large, this many asks are answered without trying.
+const ASKS_SKIPPED: usize = 1024;
+
 static PIPES: AtomicUsize = AtomicUsize::new(0);
+static SKIP: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
     static KEPT: RefCell<Vec<Ends>> = const { RefCell::new(Vec::new()) };
@@ -86,16 +90,30 @@ const FLAGS: SpliceFlags = SpliceFlags::MOVE.union(SpliceFlags::NONBLOCK);
 
 impl Ends {
     fn new() -> Option<Self> {
+        let skipped = |left: usize| left.checked_sub(1);
+        if SKIP
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, skipped)
+            .is_ok()
+        {
+            return None;
+        }
         if PIPES.fetch_add(1, Ordering::Relaxed) >= PIPES_MAX {
             PIPES.fetch_sub(1, Ordering::Relaxed);
             return None;
         }
-        let Ok((read, write)) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK) else {
-            PIPES.fetch_sub(1, Ordering::Relaxed);
-            return None;
+        let made = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).ok();
+        let ends = match made {
+            Some((read, write)) => Self { read, write }, // from here on its drop counts
+            None => {
+                PIPES.fetch_sub(1, Ordering::Relaxed);
+                SKIP.store(ASKS_SKIPPED, Ordering::Relaxed);
+                return None;
+            }
         };
-        let ends = Self { read, write }; // from here on its drop counts
-        fcntl_setpipe_size(&ends.write, PIPE_BYTES).ok()?;
+        if fcntl_setpipe_size(&ends.write, PIPE_BYTES).is_err() {
+            SKIP.store(ASKS_SKIPPED, Ordering::Relaxed);
+            return None;
+        }
         Some(ends)
     }
 }

@@ -240,7 +240,7 @@ fn plain(name: &str) -> Cow<'_, str> {
     if name.bytes().any(|b| matches!(b, b'_' | b'.')) {
         let read = name.replace(['_', '.'], "-");
         match &*read {
-            // no such field has two spellings that differ: an alias of what frames or addresses a message goes
+            // what frames or addresses a message must have no alias at all: gone with what is of the connection
             "content-length" | "host" => Cow::Borrowed("transfer-encoding"),
             _ => Cow::Owned(read),
         }
@@ -289,5 +289,166 @@ pub fn join_cookies(headers: &mut HeaderMap) {
     let pieces: Vec<_> = cookies.iter().map(HeaderValue::as_bytes).collect();
     if let Ok(joined) = HeaderValue::from_bytes(&pieces.join(&b"; "[..])) {
         headers.insert(header::COOKIE, joined);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn parts(uri: &str, fields: &[(&str, &str)]) -> request::Parts {
+        let mut request = Request::builder().uri(uri);
+        for (name, value) in fields {
+            request = request.header(*name, *value);
+        }
+        request.body(()).unwrap().into_parts().0
+    }
+
+    #[test]
+    fn an_authority_has_one_form() {
+        for (text, name, value) in [
+            (
+                "Tools.Example.com",
+                "tools.example.com",
+                "tools.example.com",
+            ),
+            (
+                "tools.example.com.:8443",
+                "tools.example.com",
+                "tools.example.com:8443",
+            ),
+            ("[2001:DB8::1]:443", "2001:db8::1", "[2001:db8::1]:443"),
+            ("[2001:db8::1]", "2001:db8::1", "[2001:db8::1]"),
+            ("192.0.2.1:80", "192.0.2.1", "192.0.2.1:80"),
+        ] {
+            let read = Authority::parse(text).unwrap();
+            assert_eq!((&*read.name, read.value.to_str().unwrap()), (name, value));
+        }
+        for text in [
+            "",
+            ":80",
+            "a:",
+            "a:0",
+            "a:080",
+            "a:+80",
+            "a:65536",
+            "a:b:80",
+            "2001:db8::1",
+            "u@a",
+            "a b",
+            "a/",
+            "a,b",
+            "[::1",
+            "[::1]x",
+            "[::1]:",
+            "a:80:",
+            "127.1",
+            "0x7f000001",
+            "a\\b",
+        ] {
+            assert_eq!(Authority::parse(text), Err(Refusal::Malformed), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn target_and_host_must_agree() {
+        let of = |uri, hosts: &[&str]| {
+            let fields: Vec<_> = hosts.iter().map(|host| ("host", *host)).collect();
+            authority(&parts(uri, &fields)).map(|found| found.map(str::to_owned))
+        };
+        assert_eq!(of("/", &["a"]), Ok(Some("a".into())));
+        assert_eq!(of("https://a/", &[]), Ok(Some("a".into())));
+        assert_eq!(of("https://A:443/", &["a:443"]), Ok(Some("a:443".into())));
+        assert_eq!(of("https://a/", &["b"]), Err(Refusal::Malformed));
+        assert_eq!(of("https://a:8443/", &["a"]), Err(Refusal::Malformed));
+        assert_eq!(of("/", &["a", "a"]), Err(Refusal::Malformed));
+        assert_eq!(of("/", &[]), Err(Refusal::Malformed));
+    }
+
+    #[test]
+    fn a_generous_reader_is_foreseen() {
+        for (path, read) in [
+            ("/a/b", None),
+            ("/a.b/.well-known/x..y", None),
+            ("/a;x=1", None),
+            ("/a//b", Some("/a/b")),
+            ("/%61pi/", Some("/api/")),
+            ("/a%2fb", Some("/a/b")),
+            ("/a%2F%2fb", Some("/a/b")),
+            ("/a%zz%4", None),
+            ("/%2561", Some("/%61")),
+        ] {
+            assert_eq!(generous(path), Ok(read.map(str::to_owned)), "{path}");
+        }
+        for path in [
+            "/..",
+            "/.",
+            "/a/./b",
+            "/%2e%2E/a",
+            "/a/..;/b",
+            "/a%2f..",
+            "/a\\b",
+            "/a%5cb",
+            "/a%00b",
+        ] {
+            assert_eq!(generous(path), Err(Refusal::Malformed), "{path}");
+        }
+    }
+
+    #[test]
+    fn aliases_go_and_other_underscores_stay() {
+        let mut headers = parts(
+            "/",
+            &[
+                ("x_forwarded_for", "1"),
+                ("X-Real_IP", "1"),
+                ("x.client.ip", "1"),
+                ("content_length", "1"),
+                ("transfer_encoding", "1"),
+                ("proxy_connection", "1"),
+                ("tj_auth_token", "1"),
+                ("x.y", "1"),
+                ("x-forwarded-for-me", "1"),
+            ],
+        )
+        .headers;
+        clean_request(&mut headers);
+        let mut left: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["tj_auth_token", "x-forwarded-for-me", "x.y"]);
+    }
+
+    #[test]
+    fn only_a_plain_websocket_request_is_one() {
+        let ask = |upgrade, connection| {
+            asks_for_websocket(&parts(
+                "/",
+                &[("upgrade", upgrade), ("connection", connection)],
+            ))
+        };
+        assert!(ask("websocket", "Upgrade"));
+        assert!(ask("WebSocket", "keep-alive, upgrade"));
+        assert!(!ask("websocket", "keep-alive"));
+        assert!(!ask("h2c", "upgrade"));
+        assert!(!ask("websocket, h2c", "upgrade"));
+    }
+
+    proptest! {
+        #[test]
+        fn what_a_generous_reader_sees_has_nothing_left_to_read(path in "/[a-c./%0-9e;\\\\]{0,30}") {
+            if let Ok(Some(read)) = generous(&path) {
+                prop_assert!(!read.contains("//") && !read.split('/').any(|s| s == "." || s == ".."), "{}", read);
+            }
+        }
+
+        #[test]
+        fn no_host_surprises_it(text in "\\PC{0,40}") {
+            if let Ok(read) = Authority::parse(&text) {
+                prop_assert_eq!(Authority::parse(read.value.to_str().unwrap()), Ok(read.clone()));
+            }
+        }
     }
 }

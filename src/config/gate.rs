@@ -1,0 +1,188 @@
+//! `[[egress.listener]]`: where egress clients come in, and who they are.
+//!
+//! An open proxy (a client without password from everywhere) is refused. A password never stands in the file itself.
+
+use std::io::Read as _;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
+
+use ipnet::IpNet;
+
+use super::raw::{Table, Value};
+use super::sets::Sets;
+use super::typed::{EgressClient, EgressListener, Password};
+
+pub(super) const DEFAULT_LISTEN: SocketAddr =
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 3128);
+/// What both SOCKS5 (RFC 1929) and we take.
+const PASSWORD_BYTES_MAX: u64 = 255;
+const NAME_BYTES_MAX: usize = 64;
+
+/// The gate of an `[egress]` that names none.
+pub(super) fn default_listener() -> EgressListener {
+    EgressListener {
+        listen: DEFAULT_LISTEN,
+        http: true,
+        socks5: true,
+        clients: vec![local()],
+    }
+}
+
+fn local() -> EgressClient {
+    EgressClient {
+        name: "local".to_owned(),
+        from: loopback(),
+        password: None,
+    }
+}
+
+/// One `[[egress.listener]]`
+pub(super) fn listener(table: &Table<'_>, sets: &Sets, folder: &Path) -> Option<EgressListener> {
+    let listen = one_listen(table, "127.0.0.1:3128");
+    let (http, socks5) = accept(table);
+    let mut clients: Vec<EgressClient> = Vec::new();
+    let example = r#"add `clients = [{ name = "app", from = ["10.0.3.0/24"] }]`"#;
+    let local_only = listen.is_none_or(|l| l.ip().is_loopback());
+    let list = if table.value("clients").is_none() && local_only {
+        clients.push(local());
+        Vec::new()
+    } else {
+        table.some("clients", example)
+    };
+    for value in list {
+        let client = value.table().and_then(|t| client(&t, sets, folder));
+        let Some(client) = client else { continue };
+        if clients
+            .iter()
+            .any(|c| c.name == client.name && c.from == client.from)
+        {
+            value.wrong("the same client twice", "remove one");
+        }
+        clients.push(client);
+    }
+    Some(EgressListener {
+        listen: listen?,
+        http,
+        socks5,
+        clients,
+    })
+}
+
+fn accept(table: &Table<'_>) -> (bool, bool) {
+    let Some(value) = table.value("accept") else {
+        return (true, true);
+    };
+    let (mut http, mut socks5) = (false, false);
+    let list = value.list();
+    if list.is_empty() {
+        let mend = r#"write `accept = ["http", "socks5"]` or leave it out"#;
+        value.wrong("an empty list accepts nothing", mend);
+    }
+    for item in list {
+        match item.text() {
+            Some("http") => http = true,
+            Some("socks5") => socks5 = true,
+            Some(other) => {
+                let mend = r#"choose "http" or "socks5""#;
+                item.wrong(format!("unknown value {other:?}"), mend);
+            }
+            None => {}
+        }
+    }
+    (http, socks5)
+}
+
+/// A name that is also a user name: no colon (RFC 7617), nothing that would have to be escaped.
+pub(super) fn name(value: &Value<'_>) -> Option<String> {
+    value.parsed(|text| {
+        let plain = |b: u8| b.is_ascii_graphic() && b != b':' && b != b'"' && b != b'\\';
+        if text.is_empty() || text.len() > NAME_BYTES_MAX || !text.bytes().all(plain) {
+            let mend = format!(
+                "use 1 to {NAME_BYTES_MAX} ASCII letters, digits and signs, without colon, quote, backslash and space"
+            );
+            return Err((format!("{text:?} is not a usable name"), mend));
+        }
+        Ok(text.to_owned())
+    })
+}
+
+fn client(table: &Table<'_>, sets: &Sets, folder: &Path) -> Option<EgressClient> {
+    table.not_yet(
+        "password",
+        "put it in a file of its own and name that in `password_file`",
+    );
+    let called = match table.value("name") {
+        Some(value) => name(&value),
+        None => {
+            table.missing(
+                "name",
+                r#"add `name = "app"`; it is written to the audit log"#,
+            );
+            None
+        }
+    };
+    let password = table.value("password_file").map(|v| password(&v, folder));
+    let from = table.value("from").map(|v| (sets.nets(&v.list()), v));
+    let from = match from {
+        None => {
+            table.missing("from", r#"add `from = ["10.0.3.0/24"]`"#);
+            None
+        }
+        Some((nets, value)) => {
+            if password.is_none() && nets.iter().any(|net| net.prefix_len() == 0) {
+                let mend = "narrow `from`, or add `password_file`";
+                value.wrong("an open proxy: everybody, without a password", mend);
+            }
+            Some(nets)
+        }
+    };
+    let password = match password {
+        None => None,
+        Some(read) => Some(read?),
+    };
+    Some(EgressClient {
+        name: called?,
+        from: from?,
+        password,
+    })
+}
+
+fn password(value: &Value<'_>, folder: &Path) -> Option<Password> {
+    let path = folder.join(value.text()?);
+    let mut bytes = Vec::new();
+    let read = std::fs::File::open(&path)
+        .and_then(|file| file.take(4 * PASSWORD_BYTES_MAX).read_to_end(&mut bytes));
+    if let Err(error) = read {
+        let problem = format!("cannot read {}: {error}", path.display());
+        value.wrong(problem, "check the path and its permissions");
+        return None;
+    }
+    let password = bytes.trim_ascii();
+    if password.is_empty() || password.len() as u64 > PASSWORD_BYTES_MAX {
+        let problem = format!("{} does not hold a password", path.display());
+        let mend = format!("write 1 to {PASSWORD_BYTES_MAX} bytes to it, and nothing else");
+        value.wrong(problem, mend);
+        return None;
+    }
+    Some(Password(password.into()))
+}
+
+/// The one address of a listener.
+pub(super) fn one_listen(table: &Table<'_>, example: &str) -> Option<SocketAddr> {
+    match table.value("listen") {
+        Some(value) => value.listen(),
+        None => {
+            table.missing("listen", &format!(r#"add `listen = "{example}"`"#));
+            None
+        }
+    }
+}
+
+/// This machine alone.
+pub(super) fn loopback() -> Vec<IpNet> {
+    let (v4, v6) = (Ipv4Addr::new(127, 0, 0, 0), Ipv6Addr::LOCALHOST);
+    vec![
+        IpNet::new_assert(v4.into(), 8),
+        IpNet::new_assert(v6.into(), 128),
+    ]
+}

@@ -48,7 +48,10 @@ fn nginx(place: &Place) -> (Peer, u16) {
 fn large_bodies_pass_unchanged_in_constant_memory() {
     let place = Place::new();
     let (_nginx, port) = nginx(&place);
-    let gate = place.start(&(place.head() + &place.ingress(([127, 0, 0, 1], port).into(), "")));
+    let gate = place.start(
+        &(place.head()
+            + &place.ingress(([127, 0, 0, 1], port).into(), "max_body = \"unlimited\"\n")),
+    );
     let big = place.path("nginx/files/big");
     pattern_file(&big, BODY_BYTES);
     let url = |name: &str| format!("https://{HOST}:{}/{name}", place.https);

@@ -12,11 +12,13 @@ mod support;
 
 use std::fs;
 use std::net::TcpListener;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
 use support::dns::Dns;
 use support::gate::{Done, FIXED, Place, binary};
+use support::log::Log;
 use support::peer::must;
 use support::upstream::Upstream;
 
@@ -165,50 +167,66 @@ fn a_state_directory_that_is_read_only_or_full_is_named() {
     }
 }
 
-/// What is recorded stays, even if what comes behind it is damaged.
+/// The only file with this ending in the audit directory.
+fn segment(place: &Place, ending: &str) -> PathBuf {
+    let found: Vec<_> = fs::read_dir(place.state().join("audit"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|e| e == ending))
+        .collect();
+    assert_eq!(found.len(), 1, "{found:?}");
+    found[0].clone()
+}
+
+const TORN: &[u8] = b"{\"seq\":99,\"batch\":1,\"kind\":\"before\",\"torn in the mid";
+
+/// A write that was torn by a crash is set aside, not deleted.
 #[test]
-fn a_damaged_log_is_not_deleted() {
+fn a_torn_end_of_the_log_is_kept() {
+    let (place, upstream) = (Place::new(), Upstream::start());
+    let config = good(&place, &upstream);
+    let mut gate = place.start(&config);
+    gate.kill();
+    let open = segment(&place, "open");
+    let mut bytes = fs::read(&open).unwrap();
+    let end = bytes.iter().position(|b| *b == 0).expect("room at the end");
+    bytes[end..end + TORN.len()].copy_from_slice(TORN);
+    fs::write(&open, &bytes).unwrap();
+
+    assert!(place.start(&config).stop(Duration::from_secs(20)).success());
+    let kept = fs::read_dir(place.state().join("audit"))
+        .unwrap()
+        .any(|entry| {
+            let text = fs::read(entry.unwrap().path()).unwrap_or_default();
+            text.windows(TORN.len()).any(|window| window == TORN)
+        });
+    assert!(kept, "the torn bytes are gone");
+    let log = Log::read(&place.state());
+    log.assert_gapless();
+    assert!(log.records.iter().all(|r| r["seq"] != 99));
+    place.verify();
+}
+
+/// Damage that no crash of ours makes is for a person to judge: nothing is started on top of it, nothing is changed.
+#[test]
+fn a_damaged_closed_segment_is_named_and_left_alone() {
     let (place, upstream) = (Place::new(), Upstream::start());
     let config = good(&place, &upstream);
     assert!(place.start(&config).stop(Duration::from_secs(20)).success());
-    let audit = place.state().join("audit");
-    let segment = fs::read_dir(&audit)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| {
-            path.extension()
-                .is_some_and(|e| e == "jsonl" || e == "open")
-        })
-        .max()
-        .expect("a segment");
-    let mut bytes = fs::read(&segment).unwrap();
-    let end = bytes.iter().position(|b| *b == 0).unwrap_or(bytes.len());
-    bytes.truncate(end);
-    bytes.extend(b"{\"seq\":99,\"kind\":\"before\",\"torn in the mid");
-    fs::write(&segment, &bytes).unwrap();
-
-    let mut gate = place.start(&config);
-    assert!(gate.stop(Duration::from_secs(20)).success());
-    let kept: Vec<_> = fs::read_dir(&audit)
-        .unwrap()
-        .flat_map(|entry| {
-            let path = entry.unwrap().path();
-            let text = if path.is_file() {
-                fs::read(&path).unwrap()
-            } else {
-                Vec::new()
-            };
-            String::from_utf8_lossy(&text)
-                .contains("torn in the mid")
-                .then_some(path)
-        })
-        .collect();
-    assert!(
-        !kept.is_empty(),
-        "the torn bytes are gone: {:?}",
-        fs::read_dir(&audit).unwrap().collect::<Vec<_>>()
+    let closed = segment(&place, "jsonl");
+    let mut bytes = fs::read(&closed).unwrap();
+    bytes[20] ^= 1;
+    fs::write(&closed, &bytes).unwrap();
+    let done = refused(&place, &config);
+    assert_says(&done, RUNTIME, &[closed.to_str().unwrap(), "audit verify"]);
+    assert_eq!(fs::read(&closed).unwrap(), bytes);
+    let state = place.state();
+    let verify = ["audit", "verify", "--state-dir", state.to_str().unwrap()];
+    assert_eq!(
+        place.tollgate(&verify).code,
+        Some(1),
+        "the damage is not found"
     );
-    place.verify();
 }
 
 #[test]

@@ -27,6 +27,7 @@ use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 
 const MIB: u64 = 1024 * 1024;
+const UNLIMITED: &str = "max_body = \"unlimited\"\n";
 const GROWTH_BYTES_MAX: u64 = 64 * MIB;
 
 async fn down(client: &Client, version: Version, bytes: u64) {
@@ -54,7 +55,7 @@ async fn up(client: &Client, version: Version, bytes: u64) {
 async fn large_bodies_pass_unchanged_in_constant_memory() {
     let place = Place::new();
     let upstream = Upstream::start();
-    let gate = place.start(&(place.head() + &place.ingress(upstream.address, "")));
+    let gate = place.start(&(place.head() + &place.ingress(upstream.address, UNLIMITED)));
     let client = Client::of(&place);
     for version in [Version::H1, Version::H2] {
         down(&client, version, MIB).await;
@@ -74,7 +75,7 @@ async fn large_bodies_pass_unchanged_in_constant_memory() {
 async fn repeated_100_mib_bodies_never_stall() {
     let place = Place::new();
     let upstream = Upstream::start();
-    let _gate = place.start(&(place.head() + &place.ingress(upstream.address, "")));
+    let _gate = place.start(&(place.head() + &place.ingress(upstream.address, UNLIMITED)));
     let client = Client::of(&place);
     for round in 0..rounds("TOLLGATE_BODY_ROUNDS", 20) {
         let version = if round % 2 == 0 {
@@ -97,7 +98,7 @@ async fn repeated_100_mib_bodies_never_stall() {
 async fn a_slow_reader_costs_no_memory() {
     let place = Place::new();
     let upstream = Upstream::start();
-    let gate = place.start(&(place.head() + &place.ingress(upstream.address, "")));
+    let gate = place.start(&(place.head() + &place.ingress(upstream.address, UNLIMITED)));
     let client = Client::of(&place);
     down(&client, Version::H1, MIB).await;
     let before = gate.memory_peak();

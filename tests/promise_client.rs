@@ -12,8 +12,9 @@ mod support;
 
 use std::io;
 use std::net::Ipv4Addr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use hyper::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use support::body::Payload;
 use support::client::{Client, Version, request};
 use support::gate::{HOST, Place};
@@ -133,9 +134,6 @@ async fn smuggled_heads_are_refused_and_never_forwarded() {
             "POST / HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 0\r\nContent-Length: {length}\r\n\r\n{inner}"
         ),
         format!(
-            "POST / HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: {length}\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{inner}"
-        ),
-        format!(
             "POST / HTTP/1.1\r\nHost: {HOST}\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n{inner}"
         ),
         format!(
@@ -182,6 +180,34 @@ async fn smuggled_heads_are_refused_and_never_forwarded() {
         .filter(|(target, _)| target.contains("smuggled"))
         .count();
     assert_eq!(inside, 0, "{arrived:?}");
+}
+
+/// Both lengths: RFC 9112 section 6.3 lets a server believe the chunks, if it forwards no length and hangs up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn of_two_lengths_one_is_forwarded_and_the_connection_ends() {
+    let place = Place::new();
+    let upstream = Upstream::start();
+    let _gate = place.start(&(place.head() + &place.ingress(upstream.address, "")));
+    let both = format!(
+        "POST /sum HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 40\r\nTransfer-Encoding: chunked\r\n\r\n\
+         0\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: {HOST}\r\n\r\n"
+    );
+    let begin = Instant::now();
+    let answer = Client::of(&place)
+        .raw(both.as_bytes(), client::ANSWER_LIMIT)
+        .await;
+    let text = String::from_utf8_lossy(&answer);
+    assert!(
+        begin.elapsed() < Duration::from_secs(5),
+        "the connection stays open"
+    );
+    assert_eq!(text.matches("HTTP/1.1 ").count(), 1, "{text}");
+    let heads = upstream.heads();
+    assert!(heads.len() <= 1, "{heads:?}");
+    for (target, head) in heads {
+        let lengths = [CONTENT_LENGTH, TRANSFER_ENCODING].map(|name| head.contains_key(name));
+        assert!(target == "/sum" && lengths != [true, true], "{head:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

@@ -435,8 +435,6 @@ impl Namespace {
         must(Command::new("ip").args(["netns", "add", &name]));
         let namespace = Self(name);
         namespace.must(&["ip", "link", "set", "lo", "up"]);
-        namespace.must(&["ip", "link", "add", "wan", "type", "dummy"]);
-        namespace.must(&["ip", "link", "set", "wan", "up"]);
         namespace
     }
 
@@ -466,8 +464,8 @@ fn a_fixed_address_that_is_removed_stops_dialling_until_it_is_back() {
     let place = Place::new();
     let space = Namespace::new();
     let (fixed, destination, port) = ("192.0.2.7/32", "192.0.2.9", "8080");
-    space.must(&["ip", "addr", "add", fixed, "dev", "wan"]);
-    space.must(&["ip", "addr", "add", "192.0.2.9/32", "dev", "wan"]);
+    space.must(&["ip", "addr", "add", fixed, "dev", "lo"]);
+    space.must(&["ip", "addr", "add", "192.0.2.9/32", "dev", "lo"]);
     let mut server = space.command("node");
     server
         .env("NODE_PATH", node_modules())
@@ -510,7 +508,7 @@ fn a_fixed_address_that_is_removed_stops_dialling_until_it_is_back() {
         fetch().contains("192.0.2.7").then_some(())
     });
 
-    space.must(&["ip", "addr", "del", fixed, "dev", "wan"]);
+    space.must(&["ip", "addr", "del", fixed, "dev", "lo"]);
     for _ in 0..3 {
         assert_eq!(fetch(), " 503", "dialled without the fixed address");
     }
@@ -520,7 +518,7 @@ fn a_fixed_address_that_is_removed_stops_dialling_until_it_is_back() {
             .contains(&format!("{metric} 0"))
             .then_some(())
     });
-    space.must(&["ip", "addr", "add", fixed, "dev", "wan"]);
+    space.must(&["ip", "addr", "add", fixed, "dev", "lo"]);
     support::eventually("dialling again", Duration::from_secs(20), || {
         (fetch() == "192.0.2.7\n 200").then_some(())
     });

@@ -223,7 +223,12 @@ fn events(count: u64, pause: Duration) -> Response<Payload> {
 
 fn broken() -> Response<Payload> {
     let (feed, body) = mpsc::channel(1);
-    tokio::spawn(async move { feed.send(Bytes::from_static(b"ten bytes.")).await });
+    tokio::spawn(async move {
+        if feed.send(Bytes::from_static(b"ten bytes.")).await.is_ok() {
+            // Long enough for head and bytes to arrive before the end does.
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+    });
     let mut response = Response::new(Payload::Feed(body));
     response
         .headers_mut()

@@ -158,13 +158,7 @@ impl House {
             name: "started",
             facts: vec![("config_sha256", snapshot.hash.clone())],
         });
-        let reloader = Reloader {
-            path: file.to_owned(),
-            live,
-            sessions,
-            journal,
-            metrics,
-        };
+        let reloader = Reloader::new(file.to_owned(), live, sessions, journal, metrics);
         Ok(Self {
             workers,
             reloader,
@@ -182,7 +176,12 @@ impl House {
             select! {
                 () = ended(&mut signals.terminate, &mut signals.interrupt) => return,
                 _ = signals.hang_up.recv() => self.reload(),
-                _ = look.tick() => self.look_for_fixed_addresses(),
+                _ = look.tick() => {
+                    self.look_for_fixed_addresses();
+                    if self.reloader.expired() {
+                        self.reload();
+                    }
+                }
             }
         }
     }

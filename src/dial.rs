@@ -236,7 +236,7 @@ mod tests {
         let stream = race(&both, &from("127.0.0.7")).await.unwrap();
         assert_eq!(stream.peer_addr().unwrap(), good);
         assert!(
-            (STAGGER..4 * STAGGER).contains(&began.elapsed()),
+            (STAGGER..20 * STAGGER).contains(&began.elapsed()),
             "{:?}",
             began.elapsed()
         );

@@ -120,13 +120,10 @@ impl Egress {
         }
     }
 
-    /// The corridor: the one way from an ask to the end of its connection.
-    async fn pass(&self, ask: Ask, session: &Session, mut reply: Reply) {
-        let judged = tokio::select! {
-            judged = self.judge(&ask) => judged,
-            () = reply.gone() => return,
-        };
-        let judged = match judged {
+    /// The corridor: the one way from an ask to the end of its connection. A client that goes away early is noticed
+    /// only once its ask is recorded: asking may have resolved a name.
+    async fn pass(&self, ask: Ask, session: &Session, reply: Reply) {
+        let judged = match self.judge(&ask).await {
             Ok(judged) => judged,
             Err(refusal) => {
                 let target = ask.destination.to_string();
@@ -207,9 +204,10 @@ impl Egress {
         mut reply: Reply,
     ) -> After {
         let dialled = tokio::select! {
-            dialled = dial::dial(admitted, &judged.checked, &judged.source, judged.dial_timeout) => dialled,
-            () = session.ended() => Err(Refusal::Draining),
+            biased;
             () = reply.gone() => return after(Carried::aborted(), None, &Flow::default()),
+            () = session.ended() => Err(Refusal::Draining),
+            dialled = dial::dial(admitted, &judged.checked, &judged.source, judged.dial_timeout) => dialled,
         };
         let dialled = match dialled {
             Ok(dialled) => dialled,

@@ -7,8 +7,10 @@
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::audit::Journal;
+use crate::clock;
 use crate::config::typed::Config;
 use crate::config::{self, Mistakes, Remark, Warning};
 use crate::record::{Event, TagKey};
@@ -24,7 +26,12 @@ pub struct Reloader {
     pub sessions: Sessions,
     pub journal: Journal,
     pub metrics: Arc<Metrics>,
+    /// When an expired entry was last noticed.
+    noticed: Option<Instant>,
 }
+
+/// After this an expired entry that a broken file keeps in force is tried to be left out again.
+const EXPIRY_AGAIN: Duration = Duration::from_secs(60);
 
 /// A configuration that may be put in force.
 #[must_use = "nothing changes before it is enacted"]
@@ -35,6 +42,38 @@ pub struct Prepared {
 }
 
 impl Reloader {
+    /// For the configuration file at `path`, whose snapshot is in force.
+    pub fn new(
+        path: PathBuf,
+        live: Live,
+        sessions: Sessions,
+        journal: Journal,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self {
+            path,
+            live,
+            sessions,
+            journal,
+            metrics,
+            noticed: None,
+        }
+    }
+
+    /// Whether an entry of a set has expired that is still in force, so that the file should be read again. Says so
+    /// once, and again after [`EXPIRY_AGAIN`] if nothing came of it.
+    pub fn expired(&mut self) -> bool {
+        let now = clock::now();
+        let early = self
+            .noticed
+            .is_some_and(|at| now.duration_since(at) < EXPIRY_AGAIN);
+        let expired = !early && expired(&self.live.load().config, clock::wall_ns());
+        if expired {
+            self.noticed = Some(now);
+        }
+        expired
+    }
+
     /// Reads the file again and compiles it. Blocks on file access.
     ///
     /// # Errors
@@ -92,6 +131,10 @@ impl Prepared {
     pub fn snapshot(&self) -> &Snapshot {
         &self.snapshot
     }
+}
+
+fn expired(config: &Config, wall_ns: u64) -> bool {
+    config.next_expiry_ns.is_some_and(|at| at <= wall_ns)
 }
 
 /// Reads the file at `path` for the place of `old`.
@@ -233,6 +276,18 @@ mod tests {
             "127.0.0.1:8080 serves another purpose while running"
         );
         assert_eq!((turned.len(), remark.line), (1, 9));
+    }
+
+    #[test]
+    fn an_entry_expires_when_its_day_is_over() {
+        let entry = "deny = '@guests'\n[sets.guests]\nentries = [{ cidr = '10.0.0.1', expires = '2099-12-31' }]";
+        let last = format!("{UPSTREAM}\n{entry}");
+        let config = changed(UPSTREAM, &last).unwrap().snapshot.config;
+        let end = 4_102_444_800_000_000_000;
+        assert!(!expired(&config, end - 1));
+        assert!(expired(&config, end));
+        let without = changed(UPSTREAM, UPSTREAM).unwrap().snapshot.config;
+        assert!(!expired(&without, u64::MAX));
     }
 
     #[test]

@@ -151,8 +151,10 @@ impl Snapshot {
 fn entrance(config: &Config, ingress: &typed::Ingress, at: usize) -> Result<Entrance, Mistakes> {
     let tls = tls::server_config(&ingress.tls).map_err(|error| {
         let key = format!("ingress[{at}].tls.certificates[0]");
-        let mend = "check both files: the whole chain, leaf first, and its unencrypted private key, in PEM form";
-        Mistakes::from(config.source.remark(&key, error.to_string(), mend))
+        // The error says what is wrong, then what mends it.
+        let text = error.to_string();
+        let (problem, mend) = text.split_once("; ").unwrap_or((&text, "check both files"));
+        Mistakes::from(config.source.remark(&key, problem, mend))
     })?;
     let patterns = |route: &typed::Route| (route.hosts.clone(), route.path.clone());
     let mut way = Vec::new();

@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tollgate::addr::{Destination, Peer};
-use tollgate::audit::{Admitted, Journal, OpenError};
+use tollgate::audit::{Admitted, Filter, Journal, OpenError, search, tag_of, verify};
 use tollgate::clock::Id;
 use tollgate::config::typed::{Audit, Durability, OnFailure};
 use tollgate::outcome::{Outcome, Refusal};
-use tollgate::record::{After, Before, Denied, Dial, Event};
+use tollgate::record::{After, Before, Denied, Dial, Event, Redaction, Request};
 use tollgate::telemetry::{Metrics, Way};
 use tollgate::workers::{Hooks, Workers};
 
@@ -199,6 +199,123 @@ async fn what_was_left_open_is_ended_by_the_next_start() {
     assert_eq!(seqs, (1..=seqs.len() as u64).collect::<Vec<_>>());
 }
 
+#[tokio::test]
+async fn records_are_found_by_what_is_known_of_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = open(dir.path(), 0);
+    let redaction = Redaction::new(&[], &["/invitations/*".to_owned()], journal.tag_key());
+    let request = Request {
+        listener: HERE,
+        client: "2001:db8::9".parse().unwrap(),
+        peer: Peer::new(HERE),
+        tls: "TLSv1.3",
+        version: "HTTP/2.0",
+        method: "GET",
+        host: "tools.example.com",
+        path: "/invitations/s3cret",
+        query: Some("q=s3cret"),
+        user_agent: None,
+        claimed_id: None,
+        route: "tools.example.com/",
+        upstream: "app",
+        redaction: &redaction,
+    };
+    let id = Id::new();
+    let before = Before::Request(&request);
+    let admitted = journal.admit(id, &before, OnFailure::Refuse).await.unwrap();
+    drop(admit(&journal).await.unwrap());
+    admitted.complete(served());
+    let find = |filter: Filter| {
+        let mut lines = Vec::new();
+        let count = search(dir.path(), &filter, |line| {
+            lines.push(String::from_utf8(line.to_vec()).unwrap());
+            Ok(())
+        });
+        assert_eq!(count.unwrap(), lines.len() as u64);
+        lines
+    };
+    let text = |text: &str| Some(text.to_owned());
+    let none = Filter::default();
+    let tag = Some(tag_of(dir.path(), "s3cret").unwrap());
+    let tagged = find(Filter {
+        tag,
+        ..none.clone()
+    });
+    assert!(tagged.len() == 1 && !tagged[0].contains("s3cret"));
+    assert_eq!(
+        find(Filter {
+            client: text("2001:db8::/32"),
+            ..none.clone()
+        }),
+        tagged
+    );
+    assert_eq!(
+        find(Filter {
+            host: text("tools.example.com"),
+            ..none.clone()
+        }),
+        tagged
+    );
+    assert_eq!(
+        find(Filter {
+            host: text("db.example.com"),
+            ..none.clone()
+        })
+        .len(),
+        1
+    );
+    assert_eq!(
+        find(Filter {
+            client: text("app"),
+            ..none.clone()
+        })
+        .len(),
+        1
+    );
+    assert_eq!(
+        find(Filter {
+            limit: Some(2),
+            ..none.clone()
+        })
+        .len(),
+        2
+    );
+    assert!(
+        find(Filter {
+            until: "2020-01-01T00:00:00Z".parse().ok(),
+            ..none.clone()
+        })
+        .is_empty()
+    );
+    let open = verify(dir.path()).unwrap();
+    assert!(
+        open.problem.is_none() && open.unfinished.is_none(),
+        "beside the running process: {open:?}"
+    );
+    journal.close();
+    assert_eq!(
+        find(Filter {
+            id: Some(id),
+            ..none.clone()
+        })
+        .len(),
+        2
+    );
+    assert_eq!(
+        find(Filter {
+            outcome: text("served"),
+            ..none.clone()
+        })
+        .len(),
+        1
+    );
+    let report = verify(&dir.path().join("audit")).unwrap();
+    assert!(
+        report.problem.is_none() && report.open == 0 && report.entries == 2,
+        "{report:?}"
+    );
+}
+
 #[test]
 fn a_state_directory_that_cannot_be_used_is_named() {
     let dir = tempfile::tempdir().unwrap();
@@ -216,4 +333,42 @@ fn a_state_directory_that_cannot_be_used_is_named() {
         text.contains(file.to_str().unwrap()) && text.contains("not a directory"),
         "{text}"
     );
+}
+
+/// Needs the right to mount.
+#[tokio::test]
+#[ignore = "mounts a tmpfs"]
+async fn a_full_disk_refuses_and_recovers_by_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let mount = |args: &[&str]| {
+        let done = std::process::Command::new(args[0])
+            .args(&args[1..])
+            .arg(dir.path())
+            .status();
+        assert!(done.unwrap().success(), "{args:?}");
+    };
+    mount(&["mount", "-t", "tmpfs", "-o", "size=5m", "tollgate-test"]);
+    let journal = open(dir.path(), 0);
+    let ballast = dir.path().join("ballast");
+    std::fs::write(&ballast, vec![1; 16 << 20]).unwrap_err();
+    let mut admitted = 0;
+    while let Ok(entry) = admit(&journal).await {
+        entry.complete(served());
+        admitted += 1;
+        assert!(admitted < 100_000);
+    }
+    assert!(!journal.healthy());
+    std::fs::remove_file(&ballast).unwrap();
+    let mut recovered = false;
+    for _ in 0..40 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        recovered |= admit(&journal).await.is_ok();
+    }
+    assert!(recovered && journal.healthy());
+    journal.close();
+    let report = verify(dir.path()).unwrap();
+    drop(journal);
+    mount(&["umount", "-l"]);
+    assert!(report.problem.is_none() && report.open == 0, "{report:?}");
+    assert!(report.entries > admitted);
 }

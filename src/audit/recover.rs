@@ -39,7 +39,10 @@ pub(super) fn recover(store: &Store) -> Result<Recovered, OpenError> {
         since,
         ..Recovered::default()
     };
-    let begin = segments.partition_point(|name| name.first < since);
+    let unclosed = segments.iter().position(|name| !name.closed);
+    let begin = segments
+        .partition_point(|name| name.first < since)
+        .min(unclosed.unwrap_or(usize::MAX));
     for (at, name) in segments.iter().enumerate().skip(begin) {
         let limit = segments.get(at + 1).map_or(u64::MAX, |next| next.first);
         if at > begin && name.first != recovered.next {

@@ -14,7 +14,7 @@ use crate::record::RECORD_BYTES_MAX;
 
 /// No line is longer.
 pub(super) const LINE_BYTES_MAX: usize = RECORD_BYTES_MAX + OVERHEAD_BYTES_MAX;
-const READ_BYTES: usize = 1 << 20;
+const READ_BYTES: usize = 64 << 10;
 
 /// What a segment holds.
 #[derive(Debug, Default)]

@@ -25,7 +25,8 @@ pub struct Config {
     pub ingress: Vec<Ingress>,
     pub upstreams: BTreeMap<String, Upstream>,
     pub egress: Option<Egress>,
-    /// When the first entry of a set that is in force expires, in nanoseconds since 1970: a reload then leaves it out.
+    /// When the first entry of a set that is in force expires, in nanoseconds since 1970: a reload then leaves it
+    /// out.
     pub next_expiry_ns: Option<u64>,
     /// What it was read from, and where each key stands.
     pub source: Source,

@@ -94,7 +94,8 @@ impl Ingress {
         let entrance = entrance(&snapshot, visitor.listen).ok_or(Refusal::PolicyChanged)?;
         check(&arrival.parts)?;
         let route = Arc::clone(route(entrance, &arrival)?);
-        let client = route.list.admit(visitor.client.address())?;
+        let client = entrance.list.admit(visitor.client.address())?; // a reload may have changed it
+        let client = route.list.admit(client.address())?;
         let slots = [
             self.take(&entrance.quotas, client)?,
             self.take(&route.quotas, client)?,
@@ -124,6 +125,7 @@ impl Ingress {
         self.turn_away(visitor.listen, visitor.client.address(), refusal, target);
     }
 
+    /// As [`Ingress::deny`], where there is no visitor yet.
     pub(super) fn turn_away(
         &self,
         listener: SocketAddr,

@@ -269,7 +269,7 @@ async fn connect(
     Ok(sender)
 }
 
-/// The addresses of an upstream host, in the order to try.
+/// The addresses of an upstream host, in the order to try. Names other than `localhost` are not resolved here.
 fn addresses(host: &Host) -> Result<Vec<IpAddr>, Refusal> {
     match host {
         Host::Address(address) => Ok(vec![*address]),

@@ -333,3 +333,92 @@ async fn a_client_that_goes_away_is_recorded_as_aborted() {
         edge.records()
     );
 }
+
+async fn http2(edge: &Edge) -> hyper::client::conn::http2::SendRequest<Text> {
+    let io = hyper_util::rt::TokioIo::new(edge.client("h2").await);
+    let executor = hyper_util::rt::TokioExecutor::new();
+    let (sender, connection) = hyper::client::conn::http2::handshake(executor, io)
+        .await
+        .unwrap();
+    workers::spawn(async { drop(connection.await) });
+    sender
+}
+
+fn post(body: Text) -> http::Request<Text> {
+    http::Request::post("https://tools.example.com/up")
+        .body(body)
+        .unwrap()
+}
+
+#[tokio::test]
+async fn http2_uploads_stream_are_limited_and_can_be_reset() {
+    let edge = Edge::start(&Plan {
+        max_body: Some(20 * MIB as u64),
+        ..Plan::new(mirror())
+    })
+    .await;
+    let mut sender = http2(&edge).await;
+    for body in [
+        text(vec![1; 20 * MIB]),
+        pieces(20, vec![1; MIB].into(), Duration::ZERO),
+    ] {
+        let response = sender.send_request(post(body)).await.unwrap();
+        let seen = response.into_body().collect().await.unwrap().to_bytes();
+        let seen = String::from_utf8_lossy(&seen);
+        assert!(seen.contains(&format!("body: Ok({})", 20 * MIB)), "{seen}");
+    }
+    for (body, kind) in [
+        (text(vec![1; 20 * MIB + 1]), "denied"),
+        (pieces(21, vec![1; MIB].into(), Duration::ZERO), "after"),
+    ] {
+        let response = sender.send_request(post(body)).await.unwrap();
+        assert_eq!(response.status(), 413);
+        assert!(!response.headers().contains_key("connection"));
+        edge.record(&[kind, "body_too_large"]).await;
+    }
+    let slow = pieces(100, "x".into(), Duration::from_millis(50));
+    let reset = timeout(Duration::from_millis(200), sender.send_request(post(slow)));
+    assert!(reset.await.is_err());
+    edge.record(&["after", "aborted"]).await;
+    drop(sender);
+    edge.sessions.drain(Duration::from_secs(2)).await;
+    edge.assert_paired();
+}
+
+#[tokio::test]
+async fn events_arrive_one_by_one_over_http2_too() {
+    let at = upstream(|_| async {
+        let body = pieces(
+            3,
+            Bytes::from_static(b"data: x\n\n"),
+            Duration::from_millis(150),
+        );
+        Response::builder()
+            .header("content-type", "text/event-stream")
+            .body(body)
+            .unwrap()
+    });
+    let mut plan = Plan::new(at);
+    plan.timeouts.idle = Duration::from_millis(50); // not that of an event stream
+    let edge = Edge::start(&plan).await;
+    let mut sender = http2(&edge).await;
+    let mut body = sender
+        .send_request(post(text("")))
+        .await
+        .unwrap()
+        .into_body();
+    let mut moments = Vec::new();
+    while let Some(frame) = body.frame().await {
+        if frame.unwrap().into_data().unwrap().is_empty() {
+            break; // the end
+        }
+        moments.push(tollgate::clock::now());
+    }
+    assert_eq!(moments.len(), 3);
+    assert!(
+        moments
+            .windows(2)
+            .all(|pair| pair[1] - pair[0] > Duration::from_millis(100)),
+        "{moments:?}"
+    );
+}

@@ -194,7 +194,7 @@ fn a_torn_end_of_the_log_is_kept() {
     fs::write(&open, &bytes).unwrap();
 
     assert!(place.start(&config).stop(Duration::from_secs(20)).success());
-    let kept = fs::read_dir(place.state().join("audit"))
+    let kept = fs::read_dir(place.state().join("audit/quarantine"))
         .unwrap()
         .any(|entry| {
             let text = fs::read(entry.unwrap().path()).unwrap_or_default();

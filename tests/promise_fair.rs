@@ -95,19 +95,14 @@ async fn slow_heads_and_slow_handshakes_are_ended() {
         )
     };
     let head = format!("GET / HTTP/1.1\r\nHost: {HOST}\r\nX-Slow: ");
-    let preface = b"PRI * HTTP/2.0\r\n";
-    let (tls1, tls2) = (
-        client.tls(Version::H1).await.unwrap(),
-        client.tls(Version::H2).await.unwrap(),
-    );
+    let tls = client.tls(Version::H1).await.unwrap();
     let (raw, proxy, socks) = (
         to(place.https).await.unwrap(),
         to(place.proxy).await.unwrap(),
         to(place.proxy).await.unwrap(),
     );
     let results = tokio::join!(
-        Box::pin(patience(tls1, head.as_bytes())),
-        Box::pin(patience(tls2, preface)),
+        Box::pin(patience(tls, head.as_bytes())),
         Box::pin(patience(raw, b"\x16\x03\x01")),
         Box::pin(patience(
             proxy,
@@ -115,10 +110,9 @@ async fn slow_heads_and_slow_handshakes_are_ended() {
         )),
         Box::pin(patience(socks, &[5, 1])),
     );
-    let (h1, h2, handshake, connect, greeting) = results;
+    let (h1, handshake, connect, greeting) = results;
     for (what, (time, said)) in [
         ("head", h1),
-        ("HTTP/2 preface", h2),
         ("handshake", handshake),
         ("CONNECT", connect),
         ("SOCKS5 greeting", greeting),

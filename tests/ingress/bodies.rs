@@ -142,7 +142,7 @@ async fn large_bodies_pass_both_ways_in_little_memory() {
     assert!(head.contains(&format!("x-count: {}", 100 * MIB)), "{head}");
     assert!(total > 100 * MIB);
     assert!(most < 64 * MIB, "{most} bytes more than before"); // other tests run beside
-    let moved = format!("bytes_in: {0}, bytes_out: {0}", 100 * MIB);
+    let moved = format!(r#""bytes_in":{0},"bytes_out":{0}"#, 100 * MIB);
     edge.record(&["after", "served", &moved]).await;
 }
 
@@ -204,7 +204,7 @@ async fn a_body_over_the_limit_is_refused_and_the_client_hears_it() {
         "x".repeat(1000)
     );
     assert!(edge.talk(&fits).await.contains("body: Ok(1000)"));
-    edge.assert_paired();
+    edge.assert_paired().await;
 }
 
 #[tokio::test]
@@ -322,7 +322,7 @@ async fn a_client_that_goes_away_is_recorded_as_aborted() {
     })
     .await
     .unwrap();
-    edge.assert_paired();
+    edge.assert_paired().await;
     assert_eq!(
         edge.records()
             .iter()
@@ -382,7 +382,7 @@ async fn http2_uploads_stream_are_limited_and_can_be_reset() {
     edge.record(&["after", "aborted"]).await;
     drop(sender);
     edge.sessions.drain(Duration::from_secs(2)).await;
-    edge.assert_paired();
+    edge.assert_paired().await;
 }
 
 #[tokio::test]

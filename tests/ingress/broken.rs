@@ -37,7 +37,7 @@ async fn failed(plan: Plan, status: u16, code: &str) {
     );
     edge.record(&["after", "failed", code, &status.to_string()])
         .await;
-    edge.assert_paired();
+    edge.assert_paired().await;
 }
 
 #[tokio::test]
@@ -162,7 +162,7 @@ async fn connections_are_used_again_and_a_stale_one_costs_nobody_a_request() {
         let answer = edge.talk(&once).await;
         assert!(answer.starts_with("HTTP/1.1 502 "), "sent twice? {answer}");
     }
-    edge.assert_paired();
+    edge.assert_paired().await;
 }
 
 #[tokio::test]
@@ -191,7 +191,7 @@ async fn a_connection_with_an_unsent_body_is_not_used_again() {
     drop(client);
     assert_eq!(connections.load(Ordering::Relaxed), 2);
     edge.sessions.drain(Duration::from_secs(2)).await;
-    edge.assert_paired();
+    edge.assert_paired().await;
 }
 
 #[tokio::test]

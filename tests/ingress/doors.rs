@@ -85,10 +85,10 @@ async fn the_proxy_header_says_who_it_is_and_only_from_whom_we_believe() {
     for (header, refusal) in [
         (
             &b"PROXY TCP4 198.51.100.8 127.0.0.1 4096 443\r\n"[..],
-            "ClientDenied",
+            "client_denied",
         ),
-        (b"\x16\x03\x01\x02\x00\x01", "Malformed"),
-        (b"PROXY TCP4 nonsense\r\n", "Malformed"),
+        (b"\x16\x03\x01\x02\x00\x01", "malformed"),
+        (b"PROXY TCP4 nonsense\r\n", "malformed"),
     ] {
         let mut tcp = socket::connect(edge.at).await.unwrap();
         tcp.write_all(header).await.unwrap();

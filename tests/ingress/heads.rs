@@ -87,11 +87,11 @@ async fn over_http1_the_upstream_believes_only_us() {
         .record(&["after", id, "served", r#""status":200"#])
         .await;
     assert!(
-        after.contains(&format!("bytes_out: {}", body.len())),
+        after.contains(&format!(r#""bytes_out":{}"#, body.len())),
         "{after} {}",
         body.len()
     );
-    edge.assert_paired();
+    edge.assert_paired().await;
 }
 
 #[tokio::test]
@@ -237,7 +237,12 @@ async fn what_two_readers_could_read_differently_is_refused() {
             "{shown:?} got {answer}"
         );
         assert!(!answer.contains("tools.example.com"), "{answer}");
-        let record = edge.records().get(denied).cloned().unwrap_or_default();
+        let record = edge
+            .records_after(denied)
+            .await
+            .get(denied)
+            .cloned()
+            .unwrap_or_default();
         assert!(
             record.contains(r#""kind":"denied""#),
             "{shown:?} left {record}"

@@ -71,7 +71,7 @@ async fn early_bytes_of_both_sides_are_delivered() {
         r#""bytes_out":15"#,
     ])
     .await;
-    edge.assert_paired();
+    edge.assert_paired().await;
 }
 
 #[tokio::test]

@@ -328,26 +328,43 @@ impl Edge {
         panic!("no record with {words:?} in {:#?}", self.records());
     }
 
-    /// Every admitted request has ended, once.
-    pub(crate) fn assert_paired(&self) {
-        let of = |kind: &str| {
-            let mut ids: Vec<String> = self
-                .records()
-                .iter()
-                .filter(|line| line.contains(&format!(r#""kind":"{kind}""#)))
-                .map(|line| {
-                    line.split(r#""id":""#)
-                        .nth(1)
-                        .unwrap()
-                        .get(..36)
-                        .unwrap()
-                        .to_owned()
-                })
-                .collect();
+    /// The records once there are more than `known`; fails if none comes within 5 s.
+    pub(crate) async fn records_after(&self, known: usize) -> Vec<String> {
+        for _ in 0..250 {
+            let records = self.records();
+            if records.len() > known {
+                return records;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+        panic!("no record after {:#?}", self.records());
+    }
+
+    /// Every admitted request has ended, once; at the latest within 5 s.
+    pub(crate) async fn assert_paired(&self) {
+        let ids = |records: &[String], kind: &str| {
+            let of_kind = |line: &&String| line.contains(&format!(r#""kind":"{kind}""#));
+            let id = |line: &String| {
+                line.split(r#""id":""#)
+                    .nth(1)
+                    .unwrap()
+                    .get(..36)
+                    .unwrap()
+                    .to_owned()
+            };
+            let mut ids: Vec<String> = records.iter().filter(of_kind).map(id).collect();
             ids.sort();
             ids
         };
-        assert_eq!(of("before"), of("after"));
+        for _ in 0..250 {
+            let records = self.records();
+            if ids(&records, "before") == ids(&records, "after") {
+                return;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+        let records = self.records();
+        assert_eq!(ids(&records, "before"), ids(&records, "after"));
     }
 }
 

@@ -15,7 +15,7 @@ const TAG_KEY: &str = "tag.key";
 pub enum OpenError {
     /// A record is damaged and later ones are not: this is no torn write.
     #[error(
-        "{file}: damaged at byte {offset}: {what}, with later records behind it; restore the file from a copy, or move \
+        "{file}: damaged at byte {offset}: {what}, and this is no write that was cut short; restore the file from a copy, or move \
          it out of the directory to go on without it (`tollgate audit verify` will then report the gap)"
     )]
     Damaged {

@@ -27,6 +27,8 @@ const SPARE: &str = "spare";
 const SEQ_DIGITS: usize = 20;
 /// When the disk is short of room, a segment is halved down to this, or to its own size if that is less.
 const SEGMENT_BYTES_MIN: u64 = 1 << 20;
+/// The first segment of a process is no larger, so that a start does not wait for a whole one to be filled.
+const FIRST_BYTES_MAX: u64 = 4 << 20;
 
 /// Where the files are and how they are written.
 #[derive(Clone)]
@@ -57,8 +59,9 @@ pub(super) struct Segment {
 pub(super) enum Spares {
     /// A thread of its own makes them; `asked` while it does, or has done.
     Ahead {
-        ask: SyncSender<()>,
+        ask: SyncSender<u64>,
         made: Receiver<io::Result<Spare>>,
+        size: u64,
         asked: bool,
     },
     /// Made when needed.
@@ -121,9 +124,9 @@ impl Store {
         }
     }
 
-    fn spare(&self) -> io::Result<Spare> {
+    /// One of `size` bytes, or of as many as there is room for.
+    fn spare(&self, mut size: u64) -> io::Result<Spare> {
         let path = self.dir.join(SPARE);
-        let mut size = self.segment_bytes;
         loop {
             match self.disk.create_zeroed(&path, size) {
                 Ok(()) => break,
@@ -148,19 +151,21 @@ impl Store {
 impl Spares {
     /// Starts the thread that makes them, and asks for the first.
     pub(super) fn start(store: Store) -> io::Result<Self> {
-        let (ask, asked) = sync_channel::<()>(1);
+        let (ask, asked) = sync_channel::<u64>(1);
+        let size = store.segment_bytes;
         let (give, made) = sync_channel(1);
         workers::thread("tollgate-spare", move || {
-            while asked.recv().is_ok() {
-                if give.send(store.spare()).is_err() {
+            while let Ok(size) = asked.recv() {
+                if give.send(store.spare(size)).is_err() {
                     return;
                 }
             }
         })?;
-        ask.send(()).map_err(|_| gone())?;
+        ask.send(size.min(FIRST_BYTES_MAX)).map_err(|_| gone())?;
         Ok(Self::Ahead {
             ask,
             made,
+            size,
             asked: true,
         })
     }
@@ -168,7 +173,12 @@ impl Spares {
     /// One that was made ahead, or now.
     fn take(&mut self) -> io::Result<Spare> {
         match self {
-            Self::Ahead { ask, made, asked } => {
+            Self::Ahead {
+                ask,
+                made,
+                size,
+                asked,
+            } => {
                 let mut result = None;
                 if *asked {
                     result = made.recv().map_err(|_| gone())?.ok(); // an old failure says nothing about now
@@ -177,21 +187,23 @@ impl Spares {
                 let spare = match result {
                     Some(spare) => spare,
                     None => {
-                        ask.send(()).map_err(|_| gone())?;
+                        ask.send(*size).map_err(|_| gone())?;
                         made.recv().map_err(|_| gone())??
                     }
                 };
                 Ok(spare)
             }
             #[cfg(test)]
-            Self::Here(store) => store.spare(),
+            Self::Here(store) => store.spare(store.segment_bytes),
         }
     }
 
     /// Has the next one made.
     fn ahead(&mut self) {
         match self {
-            Self::Ahead { ask, asked, .. } => *asked = ask.send(()).is_ok(),
+            Self::Ahead {
+                ask, size, asked, ..
+            } => *asked = ask.send(*size).is_ok(),
             #[cfg(test)]
             Self::Here(_) => {}
         }

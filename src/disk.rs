@@ -77,10 +77,10 @@ impl Disk {
 
     /// Makes a file of `bytes` zeros, space and metadata on the device; replaces what is there. After an error there
     /// is none.
-    pub(crate) fn create_zeroed(&self, path: &Path, bytes: u64) -> io::Result<()> {
+    pub(crate) fn create_zeroed(&self, path: &Path, bytes: u64, access: Access) -> io::Result<()> {
         match self {
             Self::Machine => {
-                let made = zeroed(path, bytes);
+                let made = zeroed(path, bytes, access);
                 if made.is_err() {
                     std::fs::remove_file(path).ok(); // the first error is the one to report
                 }
@@ -215,13 +215,14 @@ fn create() -> OpenOptions {
     options
 }
 
-fn zeroed(path: &Path, bytes: u64) -> io::Result<()> {
+fn zeroed(path: &Path, bytes: u64, access: Access) -> io::Result<()> {
     let file = create().create(true).truncate(true).open(path)?;
     // Asked for first, so that a disk without room says so at once. Some file systems cannot, which is no error.
     match fallocate(&file, FallocateFlags::empty(), 0, bytes) {
         Err(error) if io::Error::from(error).kind() == io::ErrorKind::StorageFull => {
             return Err(error.into());
         }
+        Ok(()) if access == Access::Write => return file.sync_all(), // nobody will wait for a sync
         Ok(()) | Err(_) => {}
     }
     // Then written: space that was only set aside costs a metadata commit at each sync.

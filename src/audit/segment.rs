@@ -127,8 +127,12 @@ impl Store {
     /// One of `size` bytes, or of as many as there is room for.
     fn spare(&self, mut size: u64) -> io::Result<Spare> {
         let path = self.dir.join(SPARE);
+        let access = match self.durability {
+            Durability::Sync => Access::Durable,
+            Durability::Write => Access::Write,
+        };
         loop {
-            match self.disk.create_zeroed(&path, size) {
+            match self.disk.create_zeroed(&path, size, access) {
                 Ok(()) => break,
                 Err(error)
                     if error.kind() == io::ErrorKind::StorageFull
@@ -139,10 +143,6 @@ impl Store {
                 Err(error) => return Err(error),
             }
         }
-        let access = match self.durability {
-            Durability::Sync => Access::Durable,
-            Durability::Write => Access::Write,
-        };
         let file = self.disk.open(&path, access)?;
         Ok(Spare { file, size })
     }

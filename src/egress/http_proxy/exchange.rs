@@ -18,8 +18,8 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::sync::oneshot;
 
-use super::problem;
 use super::{Answer, head};
+use super::{Refused, problem};
 use crate::addr::Destination;
 use crate::clock::Id;
 use crate::dial::Dialled;
@@ -75,8 +75,8 @@ impl Exchange {
         self.answer.closed().await;
     }
 
-    pub(in crate::egress) fn refuse(self, id: Id, refusal: Refusal) -> Option<u16> {
-        refuse(self.answer, id, refusal)
+    pub(in crate::egress) fn refuse(self, id: Id, refused: Refused) -> Option<u16> {
+        refuse(self.answer, id, refused)
     }
 
     /// Sends the request, then streams the answer.
@@ -162,14 +162,14 @@ impl Ends {
 fn failed(answer: oneshot::Sender<Answer>, id: Id, refusal: Refusal) -> Carried {
     Carried {
         outcome: Outcome::Failed(refusal),
-        status: refuse(answer, id, refusal),
+        status: refuse(answer, id, refusal.into()),
     }
 }
 
-fn refuse(answer: oneshot::Sender<Answer>, id: Id, refusal: Refusal) -> Option<u16> {
-    let problem: Response<_> = problem(id, refusal).map(Either::Left);
+fn refuse(answer: oneshot::Sender<Answer>, id: Id, refused: Refused) -> Option<u16> {
+    let problem: Response<_> = problem(id, refused).map(Either::Left);
     answer.send(problem).ok()?; // a client that is gone does not read it
-    Some(refusal.status())
+    Some(refused.refusal.status())
 }
 
 impl Counted {

@@ -286,7 +286,14 @@ fn wings(count: usize, live: &Live, journal: &Journal, metrics: &Arc<Metrics>) -
             Arc::clone(metrics),
         )
     };
-    let egress = || Egress::new(live.clone(), journal.clone(), Arc::clone(metrics));
+    let egress = || {
+        Egress::new(
+            live.clone(),
+            journal.clone(),
+            Arc::clone(&limits),
+            Arc::clone(metrics),
+        )
+    };
     Wings {
         ingress: (0..count).map(|_| ingress()).collect(),
         egress: (0..count).map(|_| Arc::new(egress())).collect(),

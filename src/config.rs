@@ -188,7 +188,7 @@ fn whole(root: &Table<'_>, folder: &Path) -> Config {
     let upstreams = around.upstreams;
     let egress = root
         .table("egress")
-        .map(|t| egress::egress(&t, &sets, folder));
+        .map(|t| egress::egress(&t, &sets, &names, folder));
     if root.value("ingress").is_none() && root.value("egress").is_none() {
         let mend = "add `[[ingress]]` for the way in, `[egress]` for the way out, or both";
         root.wrong(
@@ -215,9 +215,14 @@ fn whole(root: &Table<'_>, folder: &Path) -> Config {
 /// Warns of limits, upstreams and sets that nothing names.
 fn unused(root: &Table<'_>, config: &Config, sets: &Sets) {
     let routes = || config.ingress.iter().flat_map(|i| &i.routes);
-    let limits: BTreeSet<_> = config.ingress.iter().flat_map(|i| &i.limits).collect();
+    let egress = || config.egress.iter();
+    let limits: BTreeSet<_> = (config.ingress.iter().flat_map(|i| &i.limits))
+        .chain(routes().flat_map(|r| &r.limits))
+        .chain(egress().flat_map(|e| &e.listeners).flat_map(|l| &l.limits))
+        .chain(egress().flat_map(|e| &e.forwards).flat_map(|f| &f.limits))
+        .collect();
     for name in config.limits.keys() {
-        if !limits.contains(name) && !routes().any(|r| r.limits.contains(name)) {
+        if !limits.contains(name) {
             root.notes.unused(&format!("limits.{name}"));
         }
     }

@@ -4,7 +4,7 @@
 //! judge (which may refuse freely), admit, reach, complete with what `reach` returned. One [`Egress`] serves one worker.
 //! It holds no pool: each ask has a connection of its own.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use crate::addr::{Host, Peer};
 use crate::audit::{Admitted, Journal};
 use crate::config::typed::OnFailure;
 use crate::dial;
+use crate::limit::{Limits, Slot};
 use crate::outcome::{Outcome, Refusal};
 use crate::policy::address::{self, Checked, Families};
 use crate::policy::destination::Allowed;
@@ -36,6 +37,7 @@ mod socks;
 
 use ask::{Ask, Door, gate, permitted};
 use ground::{Ground, Grounds};
+use problem::Refused;
 use reply::{Carried, Reply, outcome};
 
 /// First byte, SOCKS messages, request head: each within this.
@@ -45,6 +47,7 @@ const HELLO_LIMIT: Duration = Duration::from_secs(10);
 pub struct Egress {
     live: Live,
     journal: Journal,
+    limits: Arc<Limits>,
     metrics: Arc<Metrics>,
     grounds: Grounds,
 }
@@ -61,11 +64,12 @@ struct Judged {
 }
 
 impl Egress {
-    /// For one worker; `live` and `journal` are shared by all.
-    pub fn new(live: Live, journal: Journal, metrics: Arc<Metrics>) -> Self {
+    /// For one worker; all but the grounds are shared by all.
+    pub fn new(live: Live, journal: Journal, limits: Arc<Limits>, metrics: Arc<Metrics>) -> Self {
         Self {
             live,
             journal,
+            limits,
             metrics,
             grounds: Grounds::default(),
         }
@@ -125,10 +129,10 @@ impl Egress {
     async fn pass(&self, ask: Ask, session: &Session, reply: Reply) {
         let judged = match self.judge(&ask).await {
             Ok(judged) => judged,
-            Err(refusal) => {
+            Err(refused) => {
                 let target = ask.destination.to_string();
-                self.denied(ask.listen, ask.peer, &target, refusal);
-                reply.refuse(ask.id, refusal, session).await;
+                self.denied(ask.listen, ask.peer, &target, refused.refusal);
+                reply.refuse(ask.id, refused, session).await;
                 return;
             }
         };
@@ -136,7 +140,7 @@ impl Egress {
             Ok(admitted) => admitted,
             Err(refusal) => {
                 self.metrics.refused(Way::Egress, refusal);
-                reply.refuse(ask.id, refusal, session).await;
+                reply.refuse(ask.id, refusal.into(), session).await;
                 return;
             }
         };
@@ -149,24 +153,25 @@ impl Egress {
         admitted.complete(after);
     }
 
-    async fn judge(&self, ask: &Ask) -> Result<Judged, Refusal> {
+    async fn judge(&self, ask: &Ask) -> Result<Judged, Refused> {
         let snapshot = self.live.load();
         let egress = snapshot
             .config
             .egress
             .as_ref()
             .ok_or(Refusal::PolicyChanged)?;
-        let allowed = permitted(&snapshot, ask)?.judge(&ask.client, ask.destination.clone())?;
+        let rules = permitted(&snapshot, ask)?;
+        let allowed = rules
+            .destinations
+            .judge(&ask.client, ask.destination.clone())?;
+        let slot = self.limits.take(rules.quotas, ask.peer.socket().ip())?;
         let ground = self.grounds.of(&snapshot);
         let source = dial::source(egress);
         let families = families(source);
         let (dial_timeout, idle) = (egress.dial_timeout, egress.idle);
         let (on_failure, generation) = (snapshot.config.audit.on_failure, snapshot.generation);
         drop(snapshot);
-        let found = match &allowed.destination().host {
-            Host::Address(address) => vec![*address],
-            Host::Name(name) => ground.resolver()?.resolve(name, families).await?,
-        };
+        let found = find(slot, &allowed, &ground, families).await?;
         let checked = address::check(&allowed, &found, &ground.own, families)?;
         Ok(Judged {
             allowed,
@@ -212,7 +217,7 @@ impl Egress {
         let dialled = match dialled {
             Ok(dialled) => dialled,
             Err(refusal) => {
-                let status = reply.refuse(ask.id, refusal, session).await;
+                let status = reply.refuse(ask.id, refusal.into(), session).await;
                 let outcome = Outcome::Failed(refusal);
                 return after(Carried { outcome, status }, None, &Flow::default());
             }
@@ -251,7 +256,10 @@ impl Egress {
             .egress
             .as_ref()
             .ok_or(Refusal::PolicyChanged)?;
-        let allowed = permitted(snapshot, ask)?.judge(&ask.client, ask.destination.clone())?;
+        let rules = permitted(snapshot, ask)?;
+        let allowed = rules
+            .destinations
+            .judge(&ask.client, ask.destination.clone())?;
         let source = dial::source(egress);
         let Ground { own, .. } = self.grounds.of(snapshot);
         address::check(&allowed, &[ends.remote.ip()], &own, families(source))?;
@@ -271,6 +279,19 @@ impl Egress {
             refusal,
             target,
         });
+    }
+}
+
+/// The addresses of what is allowed, for an ask that is within its limits.
+async fn find(
+    _: Slot,
+    allowed: &Allowed,
+    ground: &Ground,
+    families: Families,
+) -> Result<Vec<IpAddr>, Refusal> {
+    match &allowed.destination().host {
+        Host::Address(address) => Ok(vec![*address]),
+        Host::Name(name) => ground.resolver()?.resolve(name, families).await,
     }
 }
 

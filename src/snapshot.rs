@@ -71,6 +71,7 @@ pub struct Gate {
     pub http: bool,
     pub socks5: bool,
     pub clients: Vec<GateClient>,
+    pub quotas: Vec<Quota>,
 }
 
 /// Who may use a [`Gate`].
@@ -88,6 +89,7 @@ pub struct Forward {
     pub to: crate::addr::Destination,
     /// Allows `to`, and the addresses given beside it.
     pub destinations: Destinations,
+    pub quotas: Vec<Quota>,
 }
 
 /// Where the connections of a bound socket lead.
@@ -125,7 +127,7 @@ impl Snapshot {
         Ok(Self {
             generation,
             ingress,
-            egress: config.egress.as_ref().map(|e| Arc::new(exit(e))),
+            egress: config.egress.as_ref().map(|e| Arc::new(exit(&config, e))),
             redaction: Arc::new(Redaction::new(
                 &config.audit.query_values,
                 &config.audit.secret_paths,
@@ -206,19 +208,23 @@ fn route(
     })
 }
 
-fn exit(egress: &typed::Egress) -> Exit {
+fn exit(config: &Config, egress: &typed::Egress) -> Exit {
     Exit {
-        listeners: egress.listeners.iter().map(|l| Arc::new(gate(l))).collect(),
+        listeners: egress
+            .listeners
+            .iter()
+            .map(|l| Arc::new(gate(config, l)))
+            .collect(),
         forwards: egress
             .forwards
             .iter()
-            .map(|f| Arc::new(forward(f)))
+            .map(|f| Arc::new(forward(config, f)))
             .collect(),
         destinations: Destinations::new(&egress.policy),
     }
 }
 
-fn gate(listener: &typed::EgressListener) -> Gate {
+fn gate(config: &Config, listener: &typed::EgressListener) -> Gate {
     let clients = listener.clients.iter().map(|client| GateClient {
         name: client.name.as_str().into(),
         from: set(&client.from),
@@ -229,16 +235,18 @@ fn gate(listener: &typed::EgressListener) -> Gate {
         http: listener.http,
         socks5: listener.socks5,
         clients: clients.collect(),
+        quotas: quotas(config, &listener.limits),
     }
 }
 
-fn forward(forward: &typed::Forward) -> Forward {
+fn forward(config: &Config, forward: &typed::Forward) -> Forward {
     Forward {
         name: forward.name.as_str().into(),
         listen: forward.listen,
         from: set(&forward.from),
         to: forward.to.clone(),
         destinations: Destinations::only(&forward.name, &forward.to, &forward.addresses),
+        quotas: quotas(config, &forward.limits),
     }
 }
 

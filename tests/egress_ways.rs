@@ -22,6 +22,7 @@ use tollgate::config::typed::{
     Forward, Password, PolicyRule,
 };
 use tollgate::egress::Egress;
+use tollgate::limit::Limits;
 use tollgate::sessions::Sessions;
 use tollgate::snapshot::{Live, Snapshot};
 use tollgate::telemetry::{Metrics, Way};
@@ -101,6 +102,7 @@ impl House {
         let egress = Arc::new(Egress::new(
             live.clone(),
             journal.clone(),
+            Arc::new(Limits::new(Arc::clone(&metrics))),
             Arc::clone(&metrics),
         ));
         for listener in [gate, forward] {
@@ -206,6 +208,7 @@ fn config([gate, forward]: [SocketAddr; 2], plan: &Plan) -> Config {
             listen: gate,
             http: true,
             socks5: true,
+            limits: vec![],
             clients: vec![EgressClient {
                 name: "app".into(),
                 from: vec![plan.from.parse().unwrap()],
@@ -216,6 +219,7 @@ fn config([gate, forward]: [SocketAddr; 2], plan: &Plan) -> Config {
             name: "db".into(),
             listen: forward,
             to: plan.forward_to.clone(),
+            limits: vec![],
             from: vec![plan.forward_from.parse().unwrap()],
             addresses: vec!["127.0.0.0/8".parse().unwrap()],
         }],

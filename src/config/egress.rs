@@ -10,6 +10,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::gate;
+use super::ingress;
 use super::raw::{Table, Value};
 use super::sets::Sets;
 use super::typed::{Action, Egress, Forward, PolicyRule};
@@ -25,16 +26,20 @@ const DEFAULT_IDLE: Duration = HOUR;
 const PORTS_MIN: u16 = 1024;
 
 /// `[egress]`
-pub(super) fn egress(table: &Table<'_>, sets: &Sets, folder: &Path) -> Egress {
+pub(super) fn egress(table: &Table<'_>, sets: &Sets, limits: &[&str], folder: &Path) -> Egress {
     not_yet(table);
     let (fixed_v4, fixed_v6) = fixed(table);
     let mut listeners = Vec::new();
     for value in table.list("listener") {
-        listeners.extend(value.table().and_then(|t| gate::listener(&t, sets, folder)));
+        listeners.extend(
+            value
+                .table()
+                .and_then(|t| gate::listener(&t, sets, limits, folder)),
+        );
     }
     let mut forwards = Vec::new();
     for value in table.list("forward") {
-        forwards.extend(value.table().and_then(|t| forward(&t, sets)));
+        forwards.extend(value.table().and_then(|t| forward(&t, sets, limits)));
     }
     if table.value("listener").is_none() && table.value("forward").is_none() {
         table.notes.listens("egress", gate::DEFAULT_LISTEN);
@@ -141,7 +146,7 @@ fn resolvers(table: &Table<'_>) -> Vec<SocketAddr> {
     list.iter().filter_map(|v| v.parsed(server)).collect()
 }
 
-fn forward(table: &Table<'_>, sets: &Sets) -> Option<Forward> {
+fn forward(table: &Table<'_>, sets: &Sets, limits: &[&str]) -> Option<Forward> {
     let listen = gate::one_listen(table, "127.0.0.1:15432");
     let to = match table.value("to") {
         Some(value) => value.parsed(units::destination),
@@ -163,6 +168,7 @@ fn forward(table: &Table<'_>, sets: &Sets) -> Option<Forward> {
         }
     };
     let addresses = special(table, sets);
+    let limits = ingress::limits(table, limits);
     let to = to?;
     Some(Forward {
         name: match called {
@@ -173,6 +179,7 @@ fn forward(table: &Table<'_>, sets: &Sets) -> Option<Forward> {
         to,
         from,
         addresses,
+        limits,
     })
 }
 

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use ipnet::IpNet;
 
+use super::ingress;
 use super::raw::{Table, Value};
 use super::sets::Sets;
 use super::typed::{EgressClient, EgressListener, Password};
@@ -25,6 +26,7 @@ pub(super) fn default_listener() -> EgressListener {
         http: true,
         socks5: true,
         clients: vec![local()],
+        limits: Vec::new(),
     }
 }
 
@@ -37,7 +39,13 @@ fn local() -> EgressClient {
 }
 
 /// One `[[egress.listener]]`
-pub(super) fn listener(table: &Table<'_>, sets: &Sets, folder: &Path) -> Option<EgressListener> {
+pub(super) fn listener(
+    table: &Table<'_>,
+    sets: &Sets,
+    limits: &[&str],
+    folder: &Path,
+) -> Option<EgressListener> {
+    let limits = ingress::limits(table, limits);
     let listen = one_listen(table, "127.0.0.1:3128");
     let (http, socks5) = accept(table);
     let mut clients: Vec<EgressClient> = Vec::new();
@@ -65,6 +73,7 @@ pub(super) fn listener(table: &Table<'_>, sets: &Sets, folder: &Path) -> Option<
         http,
         socks5,
         clients,
+        limits,
     })
 }
 

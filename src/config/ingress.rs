@@ -153,7 +153,8 @@ fn file(table: &Table<'_>, name: &'static str, folder: &Path) -> Option<PathBuf>
     value.text().map(|text| folder.join(text))
 }
 
-fn limits(table: &Table<'_>, known: &[&str]) -> Vec<String> {
+/// Names of `[limits]`, of which `known` are there.
+pub(super) fn limits(table: &Table<'_>, known: &[&str]) -> Vec<String> {
     let mut limits = Vec::new();
     for item in table.list("limits") {
         let Some(name) = item.text() else { continue };

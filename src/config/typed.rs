@@ -231,6 +231,8 @@ pub struct EgressListener {
     pub socks5: bool,
     /// At least one.
     pub clients: Vec<EgressClient>,
+    /// Names in [`Config::limits`].
+    pub limits: Vec<String>,
 }
 
 /// Who may use an egress listener. The first whose `from` holds the peer and whose password is right is the client.
@@ -262,6 +264,8 @@ pub struct Forward {
     pub from: Vec<IpNet>,
     /// Special-purpose addresses that `to` may nevertheless resolve to.
     pub addresses: Vec<IpNet>,
+    /// Names in [`Config::limits`].
+    pub limits: Vec<String>,
 }
 
 /// `[[egress.policy]]`

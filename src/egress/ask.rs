@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use crate::addr::{Destination, Peer};
 use crate::clock::Id;
+use crate::limit::Quota;
 use crate::outcome::Refusal;
 use crate::policy::destination::Destinations;
 use crate::snapshot::{Gate, GateClient, Snapshot};
@@ -42,18 +43,24 @@ impl Door {
     }
 }
 
+/// What an ask is judged and counted by.
+pub(super) struct Rules<'a> {
+    pub(super) destinations: &'a Destinations,
+    pub(super) quotas: &'a [Quota],
+}
+
 /// The rules for this ask, if its listener is still there and still lets this client in.
-pub(super) fn permitted<'a>(
-    snapshot: &'a Snapshot,
-    ask: &Ask,
-) -> Result<&'a Destinations, Refusal> {
+pub(super) fn permitted<'a>(snapshot: &'a Snapshot, ask: &Ask) -> Result<Rules<'a>, Refusal> {
     let exit = snapshot.egress.as_ref().ok_or(Refusal::PolicyChanged)?;
     let address = ask.peer.socket().ip();
     if ask.door == Door::Forward {
         let forward = exit.forwards.iter().find(|f| f.listen == ask.listen);
         let forward = forward.ok_or(Refusal::PolicyChanged)?;
         return if forward.from.contains(address) {
-            Ok(&forward.destinations)
+            Ok(Rules {
+                destinations: &forward.destinations,
+                quotas: &forward.quotas,
+            })
         } else {
             Err(Refusal::ClientDenied)
         };
@@ -61,7 +68,10 @@ pub(super) fn permitted<'a>(
     let gate = gate(snapshot, ask.listen)?;
     let known = |c: &GateClient| c.name == ask.client && c.from.contains(address);
     if gate.clients.iter().any(known) {
-        Ok(&exit.destinations)
+        Ok(Rules {
+            destinations: &exit.destinations,
+            quotas: &gate.quotas,
+        })
     } else {
         Err(Refusal::ClientDenied)
     }

@@ -28,7 +28,7 @@ use tokio::time::timeout;
 
 use super::identify::{Claim, who};
 use super::linger::Lingering;
-use super::problem::problem;
+use super::problem::{Refused, problem};
 use super::{Ask, Carried, Door, Egress, HELLO_LIMIT, Reply, gate, outcome};
 use crate::addr::{Destination, Peer};
 use crate::clock::Id;
@@ -238,12 +238,12 @@ impl Tunnel {
         self.answer.closed().await;
     }
 
-    pub(super) fn refuse(self, id: Id, refusal: Refusal, session: &Session) -> Option<u16> {
+    pub(super) fn refuse(self, id: Id, refused: Refused, session: &Session) -> Option<u16> {
         // A client that is gone does not read it.
-        let answer = problem(id, refusal).map(Either::Left);
+        let answer = problem(id, refused).map(Either::Left);
         self.answer.send(answer).ok()?;
         close(self.upgrade, session);
-        Some(refusal.status())
+        Some(refused.refusal.status())
     }
 
     /// Bytes that came behind the CONNECT are the first to go to the destination.

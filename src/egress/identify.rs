@@ -63,6 +63,7 @@ mod tests {
             listen: "127.0.0.1:3128".parse().unwrap(),
             http: true,
             socks5: true,
+            quotas: Vec::new(),
             clients: clients.iter().map(client).collect(),
         }
     }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::problem::Refused;
 use super::{http_proxy, named_forward, socks};
 use crate::clock::Id;
 use crate::dial::Dialled;
@@ -35,12 +36,12 @@ impl Reply {
     }
 
     /// Says no; gives the HTTP status of the answer, if it has one.
-    pub(super) async fn refuse(self, id: Id, refusal: Refusal, session: &Session) -> Option<u16> {
+    pub(super) async fn refuse(self, id: Id, refused: Refused, session: &Session) -> Option<u16> {
         match self {
-            Self::Connect(tunnel) => tunnel.refuse(id, refusal, session),
-            Self::Http(exchange) => exchange.refuse(id, refusal),
+            Self::Connect(tunnel) => tunnel.refuse(id, refused, session),
+            Self::Http(exchange) => exchange.refuse(id, refused),
             Self::Forward(caller) => caller.refuse(),
-            Self::Socks5(caller) => caller.refuse(refusal, session).await,
+            Self::Socks5(caller) => caller.refuse(refused.refusal, session).await,
         }
     }
 

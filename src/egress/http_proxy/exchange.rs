@@ -10,7 +10,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Either;
 use hyper::body::Incoming;
@@ -18,8 +18,8 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::sync::oneshot;
 
-use super::problem;
 use super::{Answer, head};
+use super::{Refused, problem};
 use crate::addr::Destination;
 use crate::clock::Id;
 use crate::dial::Dialled;
@@ -37,16 +37,27 @@ pub(in crate::egress) struct Exchange {
 pub(super) struct Counted {
     body: Incoming,
     flow: Arc<Flow>,
+    ends: Arc<Ends>,
     direction: Direction,
 }
 
 enum Direction {
     /// Dropping the sender tells that nobody reads the answer any more.
     Down {
-        whole: Arc<AtomicBool>,
         _reader: oneshot::Sender<()>,
     },
     Up,
+}
+
+/// How the two bodies ended.
+#[derive(Default)]
+struct Ends {
+    /// The answer was passed on to its end.
+    whole: AtomicBool,
+    /// The destination broke off its answer.
+    cut: AtomicBool,
+    /// The client broke off its request.
+    abandoned: AtomicBool,
 }
 
 impl Exchange {
@@ -64,8 +75,8 @@ impl Exchange {
         self.answer.closed().await;
     }
 
-    pub(in crate::egress) fn refuse(self, id: Id, refusal: Refusal) -> Option<u16> {
-        refuse(self.answer, id, refusal)
+    pub(in crate::egress) fn refuse(self, id: Id, refused: Refused) -> Option<u16> {
+        refuse(self.answer, id, refused)
     }
 
     /// Sends the request, then streams the answer.
@@ -85,7 +96,8 @@ impl Exchange {
         else {
             return failed(answer, id, Refusal::DestinationBroken);
         };
-        let request = request.map(|body| Counted::new(body, flow, Direction::Up));
+        let ends = Arc::new(Ends::default());
+        let request = request.map(|body| Counted::new(body, flow, &ends, Direction::Up));
         let (mut connection, mut stop) = (pin!(fused(connection)), pin!(stop));
         let mut idling = pin!(stalled(flow, idle));
         let head = tokio::select! {
@@ -96,7 +108,11 @@ impl Exchange {
             () = answer.closed() => return Carried::aborted(),
         };
         let mut response = match head {
+            Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                return failed(answer, id, Refusal::DestinationBroken); // nobody asked for that
+            }
             Ok(response) => response,
+            Err(_) if ends.abandoned.load(Ordering::Acquire) => return Carried::aborted(),
             Err(error) => {
                 tracing::debug!(%id, %error, "no answer from the destination");
                 return failed(answer, id, Refusal::DestinationBroken);
@@ -105,17 +121,15 @@ impl Exchange {
         drop(sender);
         head::back(&mut response);
         let status = Some(response.status().as_u16());
-        let (whole, (reader, read)) = (Arc::new(AtomicBool::new(false)), oneshot::channel());
-        let down = Direction::Down {
-            whole: Arc::clone(&whole),
-            _reader: reader,
-        };
-        let sent = answer.send(response.map(|body| Either::Right(Counted::new(body, flow, down))));
+        let (reader, read) = oneshot::channel();
+        let down = Direction::Down { _reader: reader };
+        let counted = |body| Either::Right(Counted::new(body, flow, &ends, down));
+        let sent = answer.send(response.map(counted));
         if sent.is_err() {
             return Carried::aborted();
         }
         let outcome = tokio::select! {
-            _ = read => ending(whole.load(Ordering::Acquire)),
+            _ = read => ends.outcome(),
             never = connection.as_mut() => match never {},
             refusal = stop.as_mut() => Outcome::Failed(refusal),
             () = idling.as_mut() => Outcome::Failed(Refusal::ConnectionIdle),
@@ -132,32 +146,38 @@ async fn fused(
     std::future::pending().await
 }
 
-fn ending(whole: bool) -> Outcome {
-    if whole {
-        Outcome::Served
-    } else {
-        Outcome::Aborted
+impl Ends {
+    /// Once nobody reads the answer any more.
+    fn outcome(&self) -> Outcome {
+        let [whole, cut, abandoned] =
+            [&self.whole, &self.cut, &self.abandoned].map(|mark| mark.load(Ordering::Acquire));
+        match (whole, cut, abandoned) {
+            (true, _, _) => Outcome::Served,
+            (_, true, false) => Outcome::Failed(Refusal::DestinationBroken),
+            _ => Outcome::Aborted,
+        }
     }
 }
 
 fn failed(answer: oneshot::Sender<Answer>, id: Id, refusal: Refusal) -> Carried {
     Carried {
         outcome: Outcome::Failed(refusal),
-        status: refuse(answer, id, refusal),
+        status: refuse(answer, id, refusal.into()),
     }
 }
 
-fn refuse(answer: oneshot::Sender<Answer>, id: Id, refusal: Refusal) -> Option<u16> {
-    let problem: Response<_> = problem(id, refusal).map(Either::Left);
+fn refuse(answer: oneshot::Sender<Answer>, id: Id, refused: Refused) -> Option<u16> {
+    let problem: Response<_> = problem(id, refused).map(Either::Left);
     answer.send(problem).ok()?; // a client that is gone does not read it
-    Some(refusal.status())
+    Some(refused.refusal.status())
 }
 
 impl Counted {
-    fn new(body: Incoming, flow: &Arc<Flow>, direction: Direction) -> Self {
+    fn new(body: Incoming, flow: &Arc<Flow>, ends: &Arc<Ends>, direction: Direction) -> Self {
         let counted = Self {
             body,
             flow: Arc::clone(flow),
+            ends: Arc::clone(ends),
             direction,
         };
         counted.mark_end();
@@ -165,11 +185,23 @@ impl Counted {
     }
 
     fn mark_end(&self) {
-        if let Direction::Down { whole, .. } = &self.direction
-            && self.body.is_end_stream()
-        {
-            whole.store(true, Ordering::Release);
+        if self.body.is_end_stream() {
+            self.ended();
         }
+    }
+
+    fn ended(&self) {
+        if let Direction::Down { .. } = self.direction {
+            self.ends.whole.store(true, Ordering::Release);
+        }
+    }
+
+    fn broke_off(&self) {
+        let mark = match self.direction {
+            Direction::Down { .. } => &self.ends.cut,
+            Direction::Up => &self.ends.abandoned,
+        };
+        mark.store(true, Ordering::Release);
     }
 }
 
@@ -182,18 +214,21 @@ impl Body for Counted {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
-        match (&frame, &self.direction) {
-            (Some(Ok(frame)), direction) => {
+        match &frame {
+            Some(Ok(frame)) => {
                 let bytes = frame.data_ref().map_or(0, |data| data.remaining() as u64);
-                let count = match direction {
+                let count = match self.direction {
                     Direction::Down { .. } => &self.flow.down,
                     Direction::Up => &self.flow.up,
                 };
                 count.fetch_add(bytes, Ordering::Relaxed);
+                if frame.is_trailers() {
+                    self.ended(); // nothing comes behind them, and nobody asks whether
+                }
                 self.mark_end();
             }
-            (None, Direction::Down { whole, .. }) => whole.store(true, Ordering::Release),
-            (None | Some(Err(_)), _) => {}
+            None => self.ended(),
+            Some(Err(_)) => self.broke_off(),
         }
         Poll::Ready(frame)
     }

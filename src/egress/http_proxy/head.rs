@@ -1,13 +1,13 @@
 //! What changes in a head on its way through the proxy (RFC 9110 section 7.6).
 //!
 //! Fields for one hop only are removed, those that `Connection` names included; `Via` tells who passed it on, and is how
-//! a request that comes round again is known.
+//! a request that comes round again is known. Trailers pass: `Trailer` stays, and `TE` is asked anew for them alone.
 
 use std::sync::OnceLock;
 
 use http::header::{
-    CONNECTION, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
-    PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
+    CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue,
+    PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE, VIA,
 };
 use http::uri::{PathAndQuery, Uri};
 use http::{Request, Response, Version};
@@ -17,7 +17,7 @@ use crate::addr::Destination;
 use crate::clock;
 use crate::outcome::Refusal;
 
-const ONE_HOP: [HeaderName; 11] = [
+const ONE_HOP: [HeaderName; 10] = [
     CONNECTION,
     HeaderName::from_static("http2-settings"),
     HeaderName::from_static("keep-alive"),
@@ -26,7 +26,6 @@ const ONE_HOP: [HeaderName; 11] = [
     HeaderName::from_static("proxy-connection"),
     HeaderName::from_static("proxy-status"),
     TE,
-    TRAILER,
     TRANSFER_ENCODING,
     UPGRADE,
 ];
@@ -50,6 +49,7 @@ pub(super) fn towards<B>(request: &mut Request<B>, destination: &Destination) {
     *request.uri_mut() = Uri::from(path.unwrap_or(PathAndQuery::from_static("/")));
     *request.version_mut() = Version::HTTP_11;
     let headers = request.headers_mut();
+    let trailers = takes_trailers(headers);
     strip(headers);
     headers.remove(EXPECT); // hyper has answered it
     let mut host = destination.to_string();
@@ -61,15 +61,32 @@ pub(super) fn towards<B>(request: &mut Request<B>, destination: &Destination) {
     if let Ok(host) = HeaderValue::try_from(host) {
         headers.insert(HOST, host);
     }
-    headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    if trailers {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+        headers.insert(CONNECTION, HeaderValue::from_static("close, te"));
+    } else {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     via(headers);
 }
 
 /// Makes a destination's answer one for the client.
 pub(super) fn back<B>(response: &mut Response<B>) {
     *response.version_mut() = Version::HTTP_11;
-    strip(response.headers_mut());
-    via(response.headers_mut());
+    let headers = response.headers_mut();
+    if headers.contains_key(TRANSFER_ENCODING) {
+        headers.remove(CONTENT_LENGTH); // it is not the length of what came (RFC 9112 section 6.3)
+    }
+    strip(headers);
+    via(headers);
+}
+
+fn takes_trailers(headers: &HeaderMap) -> bool {
+    let values = headers.get_all(TE).iter();
+    values
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|coding| coding.trim().eq_ignore_ascii_case("trailers"))
 }
 
 fn strip(headers: &mut HeaderMap) {
@@ -124,7 +141,7 @@ mod tests {
             ("x-more", "1"),
             ("proxy-authorization", "Basic eA=="),
             ("proxy-connection", "keep-alive"),
-            ("te", "trailers"),
+            ("te", "deflate, Trailers"),
             ("expect", "100-continue"),
             ("authorization", "Bearer stays"),
             ("x-stays", "1"),
@@ -138,10 +155,17 @@ mod tests {
         names.sort_unstable();
         assert_eq!(
             names,
-            ["authorization", "connection", "host", "via", "x-stays"]
+            [
+                "authorization",
+                "connection",
+                "host",
+                "te",
+                "via",
+                "x-stays"
+            ]
         );
         assert_eq!(request.headers()[HOST], "db.example.com:8080");
-        assert_eq!(request.headers()[CONNECTION], "close");
+        assert_eq!(request.headers()[CONNECTION], "close, te");
     }
 
     #[test]

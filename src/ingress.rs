@@ -26,6 +26,7 @@ use crate::wire::proxy_protocol::{self, Read};
 
 mod body;
 mod forward;
+mod names;
 mod pass;
 mod passage;
 mod pulse;

@@ -53,6 +53,8 @@ pub struct Route {
     pub quotas: Vec<Quota>,
     pub upstream_name: Arc<str>,
     pub upstream: Arc<Upstream>,
+    /// Who is asked for the names of upstream servers; empty: those of `/etc/resolv.conf`.
+    pub name_servers: Arc<[SocketAddr]>,
     pub timeouts: Timeouts,
     pub max_body: Option<u64>,
     pub on_failure: OnFailure,
@@ -202,6 +204,11 @@ fn route(
         quotas: quotas(config, own),
         upstream_name: route.upstream.as_str().into(),
         upstream: Arc::new(upstream.clone()),
+        name_servers: config
+            .egress
+            .as_ref()
+            .map_or(&[][..], |egress| &egress.resolvers)
+            .into(),
         timeouts: route.timeouts,
         max_body: route.max_body,
         on_failure: route.on_failure,

@@ -56,10 +56,7 @@ impl Ingress {
         let upload = upload(body, route, &mut passage);
         let request = ours(request, upload, websocket);
 
-        let patience = route.timeouts.response_head;
-        let exchange = self
-            .upstreams
-            .exchange(&route.upstream, request, patience, &passage);
+        let exchange = self.upstreams.exchange(route, request, &passage);
         let (response, link) = match exchange.await {
             Ok(answered) => answered,
             Err(fault) => return fail(&visitor, passage, fault, &id),

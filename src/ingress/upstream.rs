@@ -6,7 +6,7 @@
 //! instance per worker: the locks here are never waited for.
 
 use std::future::{Future, poll_fn};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,14 +17,16 @@ use http::{Method, Request, Response};
 use hyper::body::{Body as _, Incoming};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
-use crate::addr::{Destination, Host};
-use crate::config::typed::Upstream;
+use crate::addr::Destination;
 use crate::outcome::Refusal;
+use crate::snapshot::Route;
 use crate::{clock, socket, workers};
 
 use super::body::Upload;
+use super::names::Names;
 use super::passage::{Flow, Passage};
 use super::pulse::Timer;
 
@@ -37,6 +39,7 @@ const SWEEP_EVERY: Duration = Duration::from_secs(1);
 pub(super) struct Upstreams {
     servers: Mutex<Vec<Arc<Server>>>,
     turn: AtomicUsize,
+    names: Names,
 }
 
 struct Server {
@@ -74,17 +77,16 @@ enum Setback {
 }
 
 impl Upstreams {
-    /// Sends `request` and waits for the head of the response, for at most `patience` after the last piece of the
-    /// request was sent. The error `None` means that the client went away.
+    /// Sends `request` and waits for the head of the response, for as long as the route says after the last piece of
+    /// the request was sent. The error `None` means that the client went away.
     pub(super) async fn exchange(
         &self,
-        upstream: &Upstream,
+        route: &Route,
         request: Request<Upload>,
-        patience: Duration,
         passage: &Passage,
     ) -> Result<(Response<Incoming>, Link), Option<Refusal>> {
-        let flow = passage.flow.as_deref();
-        let mut link = self.lend(upstream, true).await?;
+        let (flow, patience) = (passage.flow.as_deref(), route.timeouts.response_head);
+        let mut link = self.lend(route, true).await?;
         let copy = if link.used { copy(&request) } else { None };
         let second = match link.send(request, patience, flow).await {
             Ok(response) => return Ok((response, link)),
@@ -92,7 +94,7 @@ impl Upstreams {
             Err(Setback::Unsent(request)) => *request,
             Err(Setback::Broken) => copy.ok_or(Refusal::UpstreamBroken)?,
         };
-        link = self.lend(upstream, false).await?;
+        link = self.lend(route, false).await?;
         match link.send(second, patience, flow).await {
             Ok(response) => Ok((response, link)),
             Err(Setback::Final(refusal)) => Err(refusal),
@@ -101,8 +103,9 @@ impl Upstreams {
     }
 
     /// A connection to the server whose turn it is, or to the next one; a kept one only if `kept`.
-    async fn lend(&self, upstream: &Upstream, kept: bool) -> Result<Link, Refusal> {
+    async fn lend(&self, route: &Route, kept: bool) -> Result<Link, Refusal> {
         const ATTEMPTS_MAX: usize = 2;
+        let upstream = &route.upstream;
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         let count = upstream.servers.len().max(1);
         let mut refusal = Refusal::UpstreamUnreachable;
@@ -114,7 +117,7 @@ impl Upstreams {
             let waiting = if kept { server.take() } else { None };
             let (sender, timer, used) = match waiting {
                 Some(idle) => (idle.sender, idle.timer, true),
-                None => match connect(destination, upstream.connect_timeout).await {
+                None => match self.connect(destination, route).await {
                     Ok(sender) => (sender, Timer::default(), false),
                     Err(error) => {
                         refusal = error;
@@ -131,6 +134,23 @@ impl Upstreams {
             });
         }
         Err(refusal)
+    }
+
+    async fn connect(
+        &self,
+        destination: &Destination,
+        route: &Route,
+    ) -> Result<SendRequest<Upload>, Refusal> {
+        let Destination { host, port } = destination;
+        let addresses = self.names.addresses(host, &route.name_servers).await?;
+        let reached = timeout(route.upstream.connect_timeout, reach(addresses, *port)).await;
+        let stream = reached.ok().flatten().ok_or(Refusal::UpstreamUnreachable)?;
+        let made = http1::handshake(TokioIo::new(stream)).await;
+        let (sender, connection) = made.map_err(|_| Refusal::UpstreamUnreachable)?;
+        workers::spawn(async move {
+            connection.with_upgrades().await.ok(); // whoever waits for an answer on it has the error
+        }); // ends when its sender is dropped
+        Ok(sender)
     }
 
     fn server(&self, destination: &Destination) -> Arc<Server> {
@@ -248,36 +268,14 @@ fn copy(request: &Request<Upload>) -> Option<Request<Upload>> {
     Some(copy)
 }
 
-async fn connect(
-    destination: &Destination,
-    limit: Duration,
-) -> Result<SendRequest<Upload>, Refusal> {
-    let addresses = addresses(&destination.host)?;
-    let attempt = async {
-        for address in addresses {
-            if let Ok(stream) = socket::connect(SocketAddr::new(address, destination.port)).await {
-                return http1::handshake(TokioIo::new(stream)).await.ok();
-            }
+/// To the first of `addresses` that takes it.
+async fn reach(addresses: Vec<IpAddr>, port: u16) -> Option<TcpStream> {
+    for address in addresses {
+        if let Ok(stream) = socket::connect(SocketAddr::new(address, port)).await {
+            return Some(stream);
         }
-        None
-    };
-    let made = timeout(limit, attempt).await.ok().flatten();
-    let (sender, connection) = made.ok_or(Refusal::UpstreamUnreachable)?;
-    workers::spawn(async move {
-        connection.with_upgrades().await.ok(); // whoever waits for an answer on it has the error
-    }); // ends when its sender is dropped
-    Ok(sender)
-}
-
-/// The addresses of an upstream host, in the order to try. Names other than `localhost` are not resolved here.
-fn addresses(host: &Host) -> Result<Vec<IpAddr>, Refusal> {
-    match host {
-        Host::Address(address) => Ok(vec![*address]),
-        Host::Name(name) if &**name == "localhost" => {
-            Ok(vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()])
-        }
-        Host::Name(_) => Err(Refusal::UpstreamUnreachable),
     }
+    None
 }
 
 /// No code that panics runs under these locks, so a poisoned one is as good as new.

@@ -89,6 +89,7 @@ impl Plan {
             quotas: Vec::new(),
             upstream_name: "app".into(),
             upstream: Arc::new(upstream.clone()),
+            name_servers: Arc::default(),
             timeouts: self.timeouts,
             max_body: self.max_body,
             on_failure: OnFailure::Refuse,

@@ -12,9 +12,14 @@ use crate::outcome::Refusal;
 use crate::policy::address::Families;
 use crate::resolve::Resolver;
 
-/// The resolver, once a name was met, and the servers that it asks.
+/// The resolver, once a name was met.
 #[derive(Default)]
-pub(super) struct Names(Mutex<Option<(Arc<[SocketAddr]>, Arc<Resolver>)>>);
+pub(super) struct Names(Mutex<Option<Asked>>);
+
+struct Asked {
+    servers: Arc<[SocketAddr]>,
+    resolver: Arc<Resolver>,
+}
 
 impl Names {
     /// The addresses of `host`, in the order to try; `servers` as in `egress.resolver`.
@@ -45,16 +50,19 @@ impl Names {
 
     fn resolver(&self, servers: &Arc<[SocketAddr]>) -> Result<Arc<Resolver>, Refusal> {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((asked, resolver)) = &*kept
-            && asked == servers
+        if let Some(asked) = &*kept
+            && asked.servers == *servers
         {
-            return Ok(Arc::clone(resolver));
+            return Ok(Arc::clone(&asked.resolver));
         }
         let made = Resolver::new(servers).map(Arc::new).map_err(|error| {
             tracing::error!(%error, "names of upstreams cannot be resolved; set `egress.resolver.servers` or mend /etc/resolv.conf");
             Refusal::UpstreamUnreachable
         })?;
-        *kept = Some((Arc::clone(servers), Arc::clone(&made)));
+        *kept = Some(Asked {
+            servers: Arc::clone(servers),
+            resolver: Arc::clone(&made),
+        });
         Ok(made)
     }
 }

@@ -1,0 +1,102 @@
+//! What stands behind the proxies: nginx with a page of 1 KiB and a file of 100 MiB, and a sink for uploads.
+//!
+//! Both are the same for every side. The sink is a few threads of the benchmark itself: it reads a body of the
+//! announced length and answers when it has all of it.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+
+use crate::child::{Child, User, free_address};
+use crate::sides::nginx_head;
+
+pub(crate) const PAGE_BYTES: usize = 1024;
+pub(crate) const FILE_BYTES: u64 = 100 << 20;
+
+/// Which way through Tollgate is measured.
+#[derive(Clone, Copy, Eq, PartialEq)]
+pub(crate) enum Way {
+    In,
+    Out,
+}
+
+/// The servers behind, and the certificate in front.
+pub(crate) struct Backend {
+    pub(crate) way: Way,
+    pub(crate) pages: SocketAddr,
+    pub(crate) sink: SocketAddr,
+    pub(crate) cert: PathBuf,
+    pub(crate) key: PathBuf,
+    pub(crate) der: Vec<u8>,
+    _nginx: Child,
+}
+
+impl Backend {
+    pub(crate) fn start(way: Way, folder: &Path, core: usize) -> Result<Self> {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()])?;
+        let (cert, key) = (folder.join("cert.pem"), folder.join("key.pem"));
+        fs::write(&cert, made.cert.pem())?;
+        fs::write(&key, made.signing_key.serialize_pem())?;
+        let pages = free_address()?;
+        let root = folder.join("pages");
+        fs::create_dir_all(&root)?;
+        fs::write(root.join("index.html"), vec![b'x'; PAGE_BYTES])?;
+        fs::File::create(root.join("big"))?.set_len(FILE_BYTES)?;
+        let server = format!(
+            "sendfile on; open_file_cache max=8;\nserver {{ listen {pages} backlog=4096; root {}; }}\n}}\n",
+            root.display()
+        );
+        let conf = folder.join("pages.conf");
+        fs::write(&conf, nginx_head(folder) + &server)?;
+        let (place, path) = (folder.display().to_string(), conf.display().to_string());
+        let args = ["-p", &place, "-c", &path, "-e", "stderr"];
+        let mut nginx = Child::start("pages", core, User::Own, folder, Path::new("nginx"), &args)?;
+        nginx.listens(pages)?;
+        Ok(Self {
+            way,
+            pages,
+            sink: sink()?,
+            cert,
+            key,
+            der: made.cert.der().to_vec(),
+            _nginx: nginx,
+        })
+    }
+}
+
+fn sink() -> Result<SocketAddr> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let address = listener.local_addr()?;
+    std::thread::spawn(move || {
+        for tcp in listener.incoming().flatten() {
+            std::thread::spawn(move || swallow(tcp).ok());
+        }
+    });
+    Ok(address)
+}
+
+fn swallow(tcp: TcpStream) -> std::io::Result<()> {
+    let mut out = tcp.try_clone()?;
+    let mut input = BufReader::with_capacity(256 << 10, tcp);
+    loop {
+        let (mut length, mut line) = (0, String::new());
+        loop {
+            line.clear();
+            if input.read_line(&mut line)? == 0 {
+                return Ok(());
+            }
+            match line.trim_end().split_once(':') {
+                None if line.trim_end().is_empty() => break,
+                Some((name, value)) if name.eq_ignore_ascii_case("content-length") => {
+                    length = value.trim().parse().unwrap_or(0);
+                }
+                _ => {}
+            }
+        }
+        std::io::copy(&mut input.by_ref().take(length), &mut std::io::sink())?;
+        out.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")?;
+    }
+}

@@ -1,0 +1,215 @@
+//! Rounds: every side once a round, in turn; ratios are made within a round.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+
+use crate::backend::{Backend, Way};
+use crate::child::socket_queues;
+use crate::load::{self, Served};
+use crate::sides::{Kind, Makers, Side};
+use crate::table::{Column, Table};
+
+/// What all workloads of one run share.
+pub(crate) struct Ground {
+    rounds: usize,
+    seconds: u32,
+    makers: Makers,
+    pub(crate) folder: PathBuf,
+}
+
+const IN: [Kind; 2] = [Kind::Nginx, Kind::TollgateSync];
+const OUT: [Kind; 2] = [Kind::Squid, Kind::TollgateSync];
+const LOGS: [Kind; 5] = [
+    Kind::Nginx,
+    Kind::NginxLog,
+    Kind::TollgateBare,
+    Kind::TollgateWrite,
+    Kind::TollgateSync,
+];
+
+impl Ground {
+    pub(crate) fn new(rounds: usize, seconds: u32, makers: Makers) -> Result<Self> {
+        let folder = std::env::temp_dir().join(format!("tollgate-bench-{}", std::process::id()));
+        std::fs::create_dir_all(&folder)?;
+        Ok(Self {
+            rounds,
+            seconds,
+            makers,
+            folder,
+        })
+    }
+
+    /// The servers behind and the sides in front, running.
+    pub(crate) fn sides(
+        &self,
+        kinds: &[Kind],
+        way: Way,
+        load_core: usize,
+    ) -> Result<(Backend, Vec<Side>)> {
+        let backend = Backend::start(way, &self.folder, load_core)?;
+        let sides = self.makers.start(kinds, &self.folder, &backend)?;
+        Ok((backend, sides))
+    }
+
+    pub(crate) fn load_core(&self) -> usize {
+        self.makers.load_core
+    }
+
+    fn compare(
+        &self,
+        what: &str,
+        unit: &'static str,
+        scale: f64,
+        kinds: &[Kind],
+        way: Way,
+        load: impl Fn(&Side, &Backend) -> Result<Served>,
+    ) -> Result<bool> {
+        let (backend, sides) = self.sides(kinds, way, self.makers.load_core)?;
+        let mut columns: Vec<Column> = sides.iter().map(|side| Column::new(&side.name)).collect();
+        for round in 0..=self.rounds {
+            for (side, column) in sides.iter().zip(&mut columns) {
+                eprint!(
+                    "\r{what}: round {round} of {}, {}        ",
+                    self.rounds, side.name
+                );
+                let before = side.child.cpu_ns()?;
+                let served = load(side, &backend).with_context(|| side.name.clone())?;
+                let cpu = side.child.cpu_ns()?.saturating_sub(before) as f64;
+                if round > 0 {
+                    column.add(cpu / scale / served.units, served);
+                }
+            }
+        }
+        eprint!("\r{:70}\r", "");
+        Ok(Table {
+            what,
+            unit,
+            columns,
+        }
+        .print())
+    }
+}
+
+impl Drop for Ground {
+    fn drop(&mut self) {
+        std::fs::remove_dir_all(&self.folder).ok(); // left behind, it is in the temporary directory
+    }
+}
+
+const MICROSECONDS: f64 = 1e3;
+const SECONDS: f64 = 1e9;
+
+pub(crate) fn requests(ground: &Ground) -> Result<bool> {
+    let what = "w1: HTTPS/1.1 keep-alive, 1 KiB, 64 connections";
+    ground.compare(
+        what,
+        "us/request",
+        MICROSECONDS,
+        &LOGS,
+        Way::In,
+        |side, _| load::requests(side, ground.seconds),
+    )
+}
+
+pub(crate) fn streams(ground: &Ground) -> Result<bool> {
+    let what = "w2: HTTPS/2, 1 KiB, 16 connections with 32 streams";
+    ground.compare(what, "us/request", MICROSECONDS, &IN, Way::In, |side, _| {
+        load::streams(side, ground.seconds)
+    })
+}
+
+pub(crate) fn handshakes(ground: &Ground) -> Result<bool> {
+    let what = "w3: full TLS 1.3 handshake, ECDSA P-256, and one HEAD";
+    let count = 1000 * u64::from(ground.seconds);
+    ground.compare(
+        what,
+        "us/connection",
+        MICROSECONDS,
+        &IN,
+        Way::In,
+        |side, to| load::handshakes(side, to, count),
+    )
+}
+
+pub(crate) fn downloads(ground: &Ground) -> Result<bool> {
+    let count = 4 * u64::from(ground.seconds);
+    ground.compare(
+        "w4: download of 100 MiB",
+        "CPU-s/GiB",
+        SECONDS,
+        &IN,
+        Way::In,
+        |side, to| load::downloads(side, to, count),
+    )
+}
+
+pub(crate) fn uploads(ground: &Ground) -> Result<bool> {
+    let count = 4 * u64::from(ground.seconds);
+    ground.compare(
+        "w5: upload of 100 MiB",
+        "CPU-s/GiB",
+        SECONDS,
+        &IN,
+        Way::In,
+        |side, to| load::uploads(side, to, count),
+    )
+}
+
+pub(crate) fn tunnels(ground: &Ground) -> Result<bool> {
+    let count = 6 * u64::from(ground.seconds);
+    let down = ground.compare(
+        "w6: CONNECT tunnel, down",
+        "CPU-s/GiB",
+        SECONDS,
+        &OUT,
+        Way::Out,
+        |side, to| load::downloads(side, to, count),
+    )?;
+    let up = ground.compare(
+        "w6: CONNECT tunnel, up",
+        "CPU-s/GiB",
+        SECONDS,
+        &OUT,
+        Way::Out,
+        |side, to| load::uploads(side, to, count),
+    )?;
+    Ok(down && up)
+}
+
+pub(crate) fn tunnel_openings(ground: &Ground) -> Result<bool> {
+    let count = 1000 * u64::from(ground.seconds);
+    let what = "w6c: CONNECT, one page of 1 KiB, close";
+    ground.compare(
+        what,
+        "us/tunnel",
+        MICROSECONDS,
+        &OUT,
+        Way::Out,
+        |side, to| load::tunnel_openings(side, to, count),
+    )
+}
+
+/// Not a comparison: nothing may stand still.
+pub(crate) fn stalls(ground: &Ground, count: u32) -> Result<bool> {
+    let mut whole = true;
+    for (way, what) in [(Way::In, "the way in"), (Way::Out, "a CONNECT tunnel")] {
+        let (backend, sides) = ground.sides(&[Kind::TollgateSync], way, ground.makers.load_core)?;
+        let side = sides.first().context("no side")?;
+        for (direction, load) in [
+            ("down", load::downloads as fn(&_, &_, _) -> _),
+            ("up", load::uploads),
+        ] {
+            let served: Served = load(side, &backend, count.into())?;
+            println!(
+                "stall: {count} x 100 MiB {direction} through {what}: {} failed, {:.0} s",
+                served.errors, served.seconds
+            );
+            if served.errors > 0 {
+                println!("{}", socket_queues(side.address.port()));
+                whole = false;
+            }
+        }
+    }
+    Ok(whole)
+}

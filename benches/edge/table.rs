@@ -1,0 +1,92 @@
+//! What was measured, as a table.
+
+use crate::load::Served;
+
+/// One side's rounds.
+pub(crate) struct Column {
+    name: String,
+    /// CPU per unit.
+    values: Vec<f64>,
+    rates: Vec<f64>,
+    errors: u64,
+}
+
+pub(crate) struct Table<'a> {
+    pub(crate) what: &'a str,
+    pub(crate) unit: &'static str,
+    /// The peer first: ratios are to it.
+    pub(crate) columns: Vec<Column>,
+}
+
+impl Column {
+    pub(crate) fn new(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            values: Vec::new(),
+            rates: Vec::new(),
+            errors: 0,
+        }
+    }
+
+    pub(crate) fn add(&mut self, value: f64, served: Served) {
+        self.values.push(value);
+        self.rates.push(served.units / served.seconds);
+        self.errors += served.errors;
+    }
+}
+
+impl Table<'_> {
+    /// Prints it; whether nothing went wrong.
+    pub(crate) fn print(&self) -> bool {
+        let Some(peer) = self.columns.first() else {
+            return false;
+        };
+        println!("{}", self.what);
+        println!(
+            "  {:18} {:>13} {:>17} {:>24} {:>24} {:>9} {:>6}",
+            "side",
+            self.unit,
+            "min-max",
+            "ratio [quartiles]",
+            "difference [quartiles]",
+            "units/s",
+            "errors"
+        );
+        for column in &self.columns {
+            let pairs = || column.values.iter().zip(&peer.values);
+            let [ratio, r1, r3] = quartiles(pairs().map(|(own, peers)| own / peers));
+            let [added, a1, a3] = quartiles(pairs().map(|(own, peers)| own - peers));
+            let [value, ..] = quartiles(column.values.iter().copied());
+            let [rate, ..] = quartiles(column.rates.iter().copied());
+            let least = column.values.iter().copied().fold(f64::MAX, f64::min);
+            let most = column.values.iter().copied().fold(0.0, f64::max);
+            println!(
+                "  {:18} {value:13.3} {:>17} {:>24} {:>24} {rate:9.0} {:6}",
+                column.name,
+                format!("{least:.3}-{most:.3}"),
+                format!("{ratio:.2} [{r1:.2}-{r3:.2}]"),
+                format!("{added:+.2} [{a1:+.2}..{a3:+.2}]"),
+                column.errors
+            );
+        }
+        println!();
+        self.columns.iter().all(|column| column.errors == 0)
+    }
+}
+
+/// Median, lower and upper quartile.
+fn quartiles(values: impl Iterator<Item = f64>) -> [f64; 3] {
+    let mut sorted: Vec<f64> = values.collect();
+    sorted.sort_by(f64::total_cmp);
+    let at = |part: f64| {
+        let place = part * (sorted.len().saturating_sub(1)) as f64;
+        let (low, high) = (place.floor() as usize, place.ceil() as usize);
+        match (sorted.get(low), sorted.get(high)) {
+            (Some(low_value), Some(high_value)) => {
+                low_value + (high_value - low_value) * place.fract()
+            }
+            _ => f64::NAN,
+        }
+    };
+    [at(0.5), at(0.25), at(0.75)]
+}

@@ -164,6 +164,11 @@ impl<S> Timed<S> {
         }
     }
 
+    /// Whether what was written last still waits for the peer.
+    pub(super) fn is_stalled(&self) -> bool {
+        self.stalled.is_some()
+    }
+
     /// Passes on the result of a write that may have had to wait.
     fn watch<T>(
         &mut self,

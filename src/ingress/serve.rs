@@ -8,6 +8,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -16,11 +17,13 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::server::TlsStream;
 
+use crate::clock::Id;
 use crate::outcome::Refusal;
 use crate::wire::http::{FIELDS_MAX, HEAD_BYTES_MAX};
 
 use super::Ingress;
 use super::pulse::Timed;
+use super::reply::{id_value, problem};
 use super::taking::Beside;
 use super::visitor::Visitor;
 
@@ -60,11 +63,18 @@ impl Ingress {
         };
         let end = self.attend(&visitor, &mut connection, leave).await;
         self.note(&visitor, &end);
-        if matches!(end, End::Over(_))
-            && visitor.pulse.expired().is_none()
+        if let End::Over(_) = end
             && let Some(parts) = connection.into_parts()
         {
-            self.farewell(parts.io.into_inner()).await;
+            let io = parts.io.into_inner();
+            match visitor.pulse.expired() {
+                None => self.farewell(io, Bytes::new()).await,
+                // Behind an answer that is not through yet these bytes would be read as part of it.
+                Some(late @ Refusal::HeadTimeout) if !io.get_ref().0.is_stalled() => {
+                    self.farewell(io, last_words(late)).await;
+                }
+                Some(_) => {}
+            }
         }
     }
 
@@ -125,15 +135,18 @@ impl Ingress {
             None if error.is_parse() => Refusal::Malformed,
             _ => return, // a client that went away, or whose request has a record that says so
         };
+        let (peer, reason) = (visitor.peer.socket(), refusal.code());
+        tracing::debug!(%peer, reason, %error, "what came is not a request");
         self.deny(visitor, refusal, "");
     }
 
-    /// Says that we are done, then reads what still comes for a while: a socket that is closed with unread bytes is
+    /// Sends `last` and says that we are done, then reads what still comes for a while: a socket that is closed with unread bytes is
     /// reset, and the client would lose the answer.
-    async fn farewell(&self, mut io: Io) {
+    async fn farewell(&self, mut io: Io, last: Bytes) {
         const BYTES_MAX: usize = 16 * 1024 * 1024;
         const BUFFER_BYTES: usize = 16 * 1024;
         let rest = async {
+            io.write_all(&last).await?;
             io.shutdown().await?;
             let (mut buffer, mut left) = (vec![0; BUFFER_BYTES], BYTES_MAX);
             while left > 0 {
@@ -146,4 +159,19 @@ impl Ingress {
         };
         timeout(self.timers.linger, rest).await.ok(); // it is over either way
     }
+}
+
+/// An answer where there is no request, in the form of HTTP/1.1.
+fn last_words(refusal: Refusal) -> Bytes {
+    let (head, text) = problem(refusal.into(), &id_value(Id::new()), true).into_parts();
+    let mut bytes = format!("HTTP/1.1 {}\r\n", head.status).into_bytes();
+    for (name, value) in &head.headers {
+        bytes.extend_from_slice(name.as_str().as_bytes());
+        bytes.extend_from_slice(b": ");
+        bytes.extend_from_slice(value.as_bytes());
+        bytes.extend_from_slice(b"\r\n");
+    }
+    bytes.extend_from_slice(format!("content-length: {}\r\n\r\n", text.len()).as_bytes());
+    bytes.extend_from_slice(&text);
+    bytes.into()
 }

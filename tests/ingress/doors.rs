@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{sleep, timeout};
+use tollgate::config::typed::Limit;
 use tollgate::socket;
 
 use super::support::*;
@@ -130,8 +131,25 @@ async fn every_timer_of_a_connection_fires() {
     slow.write_all(b"GET / HT").await.unwrap();
     sleep(Duration::from_millis(200)).await;
     slow.write_all(b"TP/1.1\r\nHo").await.unwrap();
-    assert!(is_closed(&mut slow, Duration::from_millis(300)).await);
+    let answer = read_for(&mut slow, Duration::from_secs(2)).await;
+    let (head, text) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(
+        head.starts_with("HTTP/1.1 408 Request Timeout\r\n"),
+        "{head}"
+    );
+    for field in [
+        "connection: close".to_owned(),
+        format!("content-length: {}", text.len()),
+    ] {
+        assert!(
+            head.lines().any(|line| line == field),
+            "{field} not in {head}"
+        );
+    }
+    let told: serde_json::Value = serde_json::from_str(text).unwrap();
+    assert_eq!(told["code"], "head_timeout");
     edge.record(&["denied", "head_timeout"]).await;
+    assert!(is_closed(&mut slow, Duration::from_secs(2)).await);
 
     let mut idle = edge.client("http/1.1").await;
     assert!(!is_closed(&mut idle, Duration::from_millis(700)).await);
@@ -240,4 +258,38 @@ async fn a_reload_ends_whom_it_no_longer_allows() {
     edge.reload(&plan, 3);
     assert!(is_closed(&mut client, Duration::from_millis(500)).await);
     edge.record(&["denied", "policy_changed"]).await;
+}
+
+#[tokio::test]
+async fn over_the_limit_a_client_hears_when_to_come_back_and_another_is_served() {
+    let edge = Edge::start(&Plan {
+        limit: Some(Limit {
+            rate: 1,
+            per: Duration::from_secs(60),
+            burst: 2,
+        }),
+        proxy_protocol_from: &["127.0.0.1/32"],
+        ..Plan::new(mirror())
+    })
+    .await;
+    for (client, status) in [(8, 200), (8, 200), (8, 429), (9, 200)] {
+        let mut tcp = socket::connect(edge.at).await.unwrap();
+        let header = format!("PROXY TCP4 198.51.100.{client} 127.0.0.1 4096 443\r\n");
+        tcp.write_all(header.as_bytes()).await.unwrap();
+        let mut tls = edge.client_over(tcp, "http/1.1").await.unwrap();
+        tls.write_all(GET.as_bytes()).await.unwrap();
+        let answer = read_for(&mut tls, Duration::from_secs(1)).await;
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{client}: {answer}"
+        );
+        if status == 429 {
+            let seconds = answer.lines().find_map(|l| l.strip_prefix("retry-after: "));
+            let seconds: u64 = seconds.unwrap().parse().unwrap();
+            assert!((30..=60).contains(&seconds), "{seconds}"); // one token a minute
+            assert!(answer.contains("rate_limited"), "{answer}");
+        }
+    }
+    edge.record(&["denied", "rate_limited", "198.51.100.8"])
+        .await;
 }

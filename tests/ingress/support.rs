@@ -26,7 +26,7 @@ use tollgate::audit::Journal;
 use tollgate::config::Source;
 use tollgate::config::typed::*;
 use tollgate::ingress::{Ingress as Wing, Timers};
-use tollgate::limit::Limits;
+use tollgate::limit::{Limits, Quota};
 use tollgate::policy::allow_list::AllowList;
 use tollgate::policy::route::Routes;
 use tollgate::record::{Redaction, TagKey};
@@ -45,6 +45,7 @@ pub(crate) struct Plan {
     pub(crate) timeouts: Timeouts,
     pub(crate) timers: Timers,
     pub(crate) max_body: Option<u64>,
+    pub(crate) limit: Option<Limit>,
     pub(crate) allow: Option<&'static [&'static str]>,
     pub(crate) route_allow: Option<&'static [&'static str]>,
     pub(crate) proxy_protocol_from: &'static [&'static str],
@@ -61,6 +62,7 @@ impl Plan {
             },
             timers: Timers::default(),
             max_body: None,
+            limit: None,
             allow: None,
             route_allow: None,
             proxy_protocol_from: &[],
@@ -86,7 +88,11 @@ impl Plan {
         let route = snapshot::Route {
             name: format!("{HOST}/").into(),
             list: list(self.route_allow),
-            quotas: Vec::new(),
+            quotas: self
+                .limit
+                .iter()
+                .map(|limit| Quota::new("own", limit))
+                .collect(),
             upstream_name: "app".into(),
             upstream: Arc::new(upstream.clone()),
             name_servers: Arc::default(),

@@ -28,6 +28,7 @@ type Tls = StreamOwned<ClientConnection, TcpStream>;
 struct Edge {
     child: Child,
     at: SocketAddr,
+    admin: SocketAddr,
     folder: tempfile::TempDir,
     certificate: CertificateDer<'static>,
 }
@@ -75,6 +76,7 @@ impl Edge {
         let edge = Self {
             child: spawn(folder.path()),
             at,
+            admin,
 
             folder,
             certificate: pair.cert.der().clone(),
@@ -321,4 +323,22 @@ fn a_peer_can_neither_fill_the_diagnostics_nor_have_its_secrets_printed() {
     for word in ["s3cret", "h2::", "hyper", "rustls"] {
         assert!(!diagnostics.contains(word), "{word}: {diagnostics}");
     }
+}
+
+#[test]
+fn who_holds_every_admin_connection_cannot_hold_the_end_of_the_process() {
+    let (upstream, _seen) = recorder();
+    let mut edge = Edge::start(upstream, "");
+    let held: Vec<_> = (0..80)
+        .map(|_| TcpStream::connect(edge.admin).unwrap())
+        .collect();
+    thread::sleep(Duration::from_millis(300));
+    let pid = rustix::process::Pid::from_child(&edge.child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    let told = Instant::now();
+    while edge.child.try_wait().unwrap().is_none() {
+        assert!(told.elapsed() < Duration::from_secs(3), "it does not end");
+        thread::sleep(Duration::from_millis(20));
+    }
+    drop(held);
 }

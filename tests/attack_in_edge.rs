@@ -342,3 +342,54 @@ fn who_holds_every_admin_connection_cannot_hold_the_end_of_the_process() {
     }
     drop(held);
 }
+
+#[test]
+fn a_body_that_is_coded_in_a_way_nobody_asked_for_is_not_passed_off_as_plain() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let upstream = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for tcp in listener.incoming() {
+            let mut tcp = tcp.unwrap();
+            let count = tcp.read(&mut [0; 4096]).unwrap();
+            assert!(count > 0);
+            tcp.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n")
+                .unwrap();
+        }
+    });
+    let edge = Edge::start(upstream, "");
+    assert_eq!(edge.status("/"), "502");
+}
+
+#[test]
+fn the_redirect_leads_to_a_path_of_the_host_and_nowhere_else() {
+    let (upstream, _seen) = recorder();
+    let plain = free();
+    let more = format!(
+        r#"
+            [[ingress]]
+            listen = "{}"
+            redirect_http = "{plain}"
+            tls.certificates = [{{ cert = "cert.pem", key = "key.pem" }}]
+            hosts = ["{HOST}"]
+            upstream = "http://{upstream}"
+        "#,
+        free()
+    );
+    let _edge = Edge::start(upstream, &more);
+    for (target, location) in [
+        ("OPTIONS *", format!("https://{HOST}/")),
+        (
+            "GET //evil.example/",
+            format!("https://{HOST}//evil.example/"),
+        ),
+        ("GET /a?b", format!("https://{HOST}/a?b")),
+    ] {
+        let mut tcp = TcpStream::connect(plain).unwrap();
+        tcp.write_all(format!("{target} HTTP/1.1\r\nHost: {HOST}\r\n\r\n").as_bytes())
+            .unwrap();
+        let mut answer = String::new();
+        tcp.read_to_string(&mut answer).unwrap();
+        let line = format!("\r\nlocation: {location}\r\n");
+        assert!(answer.contains(&line), "{target}: {answer}");
+    }
+}

@@ -120,17 +120,22 @@ pub fn check(parts: &request::Parts) -> Result<(), Refusal> {
 
 /// One length; and no transfer coding but `chunked`, once: another one would be taken off the head and stay on the body.
 fn check_framing(headers: &HeaderMap) -> Result<(), Refusal> {
-    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
-    let chunked = match (codings.next(), codings.next()) {
-        (None, _) => false,
-        (Some(coding), None) if coding.as_bytes().eq_ignore_ascii_case(b"chunked") => true,
-        _ => return Err(Refusal::Malformed),
-    };
+    let chunked = is_chunked(headers).ok_or(Refusal::Malformed)?;
     let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
     match (lengths.next(), lengths.next()) {
         (None, _) => Ok(()),
         (Some(_), None) if !chunked => Ok(()),
         _ => Err(Refusal::Malformed),
+    }
+}
+
+/// Whether a body comes in chunks; `None` if it is coded in another way, which nobody asked for and we would not undo.
+pub fn is_chunked(headers: &HeaderMap) -> Option<bool> {
+    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    match (codings.next(), codings.next()) {
+        (None, _) => Some(false),
+        (Some(coding), None) if coding.as_bytes().eq_ignore_ascii_case(b"chunked") => Some(true),
+        _ => None,
     }
 }
 

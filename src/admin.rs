@@ -109,7 +109,11 @@ async fn serve(
     };
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+        let place = select! {
+            _ = &mut stop => return,
+            place = Arc::clone(&places).acquire_owned() => place,
+        };
+        let Ok(place) = place else {
             return;
         };
         let accepted = select! {

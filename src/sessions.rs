@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 
@@ -21,7 +20,8 @@ pub struct Sessions(Arc<Inside>);
 
 struct Inside {
     stage: watch::Sender<Stage>,
-    open: AtomicUsize,
+    /// By way, in the order of [`Way`].
+    open: [AtomicUsize; 2],
     max: usize,
     empty: Notify,
     metrics: Arc<Metrics>,
@@ -38,18 +38,18 @@ struct Stage {
 pub struct Session {
     inside: Arc<Inside>,
     stage: watch::Receiver<Stage>,
-    gauge: Gauge,
+    way: Way,
 }
 
 impl Sessions {
-    /// At most `max` sessions at once, both ways together.
+    /// At most `max` sessions at once on each way: whoever fills the way in must not shut the way out.
     pub fn new(max: usize, generation: u64, metrics: Arc<Metrics>) -> Self {
         let stage = watch::Sender::new(Stage {
             generation,
             leaving: false,
             ended: false,
         });
-        let (open, empty) = (AtomicUsize::new(0), Notify::new());
+        let (open, empty) = (Default::default(), Notify::new());
         Self(Arc::new(Inside {
             stage,
             open,
@@ -61,30 +61,26 @@ impl Sessions {
 
     /// Takes one in, unless the house is full or leaving.
     pub fn enter(&self, way: Way) -> Result<Session, Refusal> {
-        let stage = self.0.stage.subscribe();
-        if stage.borrow().leaving {
+        let open = self.0.entered(way);
+        let session = Session {
+            inside: Arc::clone(&self.0),
+            stage: self.0.stage.subscribe(),
+            way,
+        };
+        // Counted first: drain, which says so before it looks who is inside, either stops this one or waits for it.
+        if session.stage.borrow().leaving {
             return Err(Refusal::Draining);
         }
-        if self.0.open.fetch_add(1, Ordering::AcqRel) >= self.0.max {
-            self.0.left();
+        if open > self.0.max {
             return Err(Refusal::SessionLimit);
         }
-        let [egress, ingress] = &self.0.metrics.sessions;
-        let gauge = match way {
-            Way::Egress => egress.clone(),
-            Way::Ingress => ingress.clone(),
-        };
-        gauge.inc();
-        Ok(Session {
-            inside: Arc::clone(&self.0),
-            stage,
-            gauge,
-        })
+        Ok(session)
     }
 
     /// How many are inside.
     pub fn len(&self) -> usize {
-        self.0.open.load(Ordering::Acquire)
+        let open = self.0.open.iter();
+        open.map(|open| open.load(Ordering::SeqCst)).sum()
     }
 
     /// Whether nobody is inside.
@@ -133,12 +129,11 @@ impl Sessions {
 impl Session {
     /// Another handle on the same connection's stage, counted as a session of its own: for what outlives a request.
     pub fn fork(&self) -> Self {
-        self.inside.open.fetch_add(1, Ordering::AcqRel);
-        self.gauge.inc();
+        self.inside.entered(self.way);
         Self {
             inside: Arc::clone(&self.inside),
             stage: self.stage.clone(),
-            gauge: self.gauge.clone(),
+            way: self.way,
         }
     }
 
@@ -170,8 +165,20 @@ impl Session {
 }
 
 impl Inside {
-    fn left(&self) {
-        if self.open.fetch_sub(1, Ordering::AcqRel) == 1 {
+    /// Counts one more, and gives how many there are now.
+    fn entered(&self, way: Way) -> usize {
+        self.metrics.sessions[way as usize].inc();
+        self.open[way as usize].fetch_add(1, Ordering::SeqCst) + 1
+    }
+
+    fn left(&self, way: Way) {
+        self.metrics.sessions[way as usize].dec();
+        self.open[way as usize].fetch_sub(1, Ordering::SeqCst);
+        if self
+            .open
+            .iter()
+            .all(|open| open.load(Ordering::SeqCst) == 0)
+        {
             self.empty.notify_waiters();
         }
     }
@@ -179,8 +186,7 @@ impl Inside {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        self.gauge.dec();
-        self.inside.left();
+        self.inside.left(self.way);
     }
 }
 
@@ -190,7 +196,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn drain_waits_for_the_last_and_ends_the_rest_at_the_deadline() {
-        let sessions = Sessions::new(2, 1, Arc::default());
+        let sessions = Sessions::new(1, 1, Arc::default());
         let (a, b) = (
             sessions.enter(Way::Ingress).unwrap(),
             sessions.enter(Way::Egress).unwrap(),
@@ -199,6 +205,7 @@ mod tests {
             sessions.enter(Way::Ingress),
             Err(Refusal::SessionLimit)
         ));
+        assert_eq!(sessions.len(), 2);
         let everyone = sessions.clone();
         #[expect(clippy::disallowed_methods, reason = "a test")]
         let drain = tokio::spawn(async move { everyone.drain(Duration::from_secs(5)).await });
@@ -211,6 +218,19 @@ mod tests {
         b.ended().await;
         drop(b);
         assert_eq!(drain.await.unwrap(), 1);
+        assert!(sessions.is_empty());
+    }
+
+    #[test]
+    fn a_full_way_in_leaves_the_way_out_open() {
+        let sessions = Sessions::new(1, 1, Arc::default());
+        let inside = sessions.enter(Way::Ingress).unwrap();
+        assert!(sessions.enter(Way::Ingress).is_err());
+        let out = sessions.enter(Way::Egress).unwrap();
+        assert!(sessions.enter(Way::Egress).is_err());
+        drop(inside);
+        assert!(sessions.enter(Way::Ingress).is_ok());
+        drop(out);
         assert!(sessions.is_empty());
     }
 

@@ -11,6 +11,10 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::fmt;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::outcome::Refusal;
 
@@ -280,13 +284,18 @@ fn per_refusal(family: &Family<RefusalLabels, Counter>, way: Way) -> [Counter; R
 
 /// Sends diagnostics to standard error. Once per process; a second call changes nothing.
 pub fn subscribe(json: bool, level: tracing::Level) {
-    let builder = tracing_subscriber::fmt()
-        .with_max_level(level)
-        .with_writer(std::io::stderr);
+    // Libraries warn of what a peer did, and at their finest levels print what it sent: neither belongs here.
+    let ours = Targets::new()
+        .with_target("tollgate", level)
+        .with_default(tracing::Level::ERROR);
+    let layer = fmt::layer().with_writer(std::io::stderr);
+    let registry = tracing_subscriber::registry().with(ours);
     let set = if json {
-        builder.json().flatten_event(true).try_init()
+        registry.with(layer.json().flatten_event(true)).try_init()
     } else {
-        builder.with_target(false).with_ansi(false).try_init()
+        registry
+            .with(layer.with_target(false).with_ansi(false))
+            .try_init()
     };
     set.ok(); // already set: the first one stays
 }

@@ -67,7 +67,7 @@ pub struct Process {
     pub workers: usize,
     /// From the signal to the forced end.
     pub drain_deadline: Duration,
-    /// Sessions of both ways together.
+    /// Sessions of each way.
     pub max_sessions: usize,
 }
 

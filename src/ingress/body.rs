@@ -16,6 +16,7 @@ use hyper::body::Incoming;
 
 use crate::clock;
 use crate::outcome::{Outcome, Refusal};
+use crate::wire::http::clean_trailers;
 
 use super::passage::{Flow, Passage};
 use super::pulse::{Busy, Timer};
@@ -93,7 +94,7 @@ impl Body for Upload {
         let Some(this) = &mut self.get_mut().0 else {
             return Poll::Ready(None);
         };
-        let frame = match Pin::new(&mut this.body).poll_frame(cx) {
+        let mut frame = match Pin::new(&mut this.body).poll_frame(cx) {
             Poll::Pending => {
                 ready!(this.patience.poll_lost(cx));
                 return this.fail(Some(Refusal::BodyIdle));
@@ -106,6 +107,9 @@ impl Body for Upload {
             Poll::Ready(Some(Ok(frame))) => frame,
         };
         this.patience.renew();
+        if let Some(trailers) = frame.trailers_mut() {
+            clean_trailers(trailers);
+        }
         let bytes = frame.data_ref().map_or(0, Bytes::len);
         match this.left.checked_sub(bytes as u64) {
             None => return this.fail(Some(Refusal::BodyTooLarge)),
@@ -147,7 +151,7 @@ fn broken(error: &hyper::Error) -> Option<Refusal> {
 pub(super) struct Reply {
     content: Content,
     /// The connection is not idle before this is gone.
-    _busy: Busy,
+    busy: Busy,
 }
 
 enum Content {
@@ -168,7 +172,7 @@ impl Reply {
     pub(super) fn text(text: Bytes, busy: Busy) -> Self {
         Self {
             content: Content::Text((!text.is_empty()).then_some(text)),
-            _busy: busy,
+            busy,
         }
     }
 
@@ -197,7 +201,7 @@ impl Reply {
         };
         Self {
             content: Content::Relay(Box::new(relay)),
-            _busy: busy,
+            busy,
         }
     }
 }
@@ -210,8 +214,17 @@ impl Body for Reply {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Refusal>>> {
-        match &mut self.get_mut().content {
-            Content::Text(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
+        let this = self.get_mut();
+        match &mut this.content {
+            Content::Text(text) => {
+                let text = text.take();
+                if text.is_some()
+                    && let Some(taking) = Taking::present()
+                {
+                    taking.given(this.busy.stall()); // it is the last piece: nobody will ask again
+                }
+                Poll::Ready(text.map(|text| Ok(Frame::data(text))))
+            }
             Content::Relay(relay) => relay.poll_frame(cx),
         }
     }

@@ -13,7 +13,9 @@ use hyper::upgrade::OnUpgrade;
 
 use crate::outcome::{Outcome, Refusal};
 use crate::snapshot::Route;
-use crate::wire::http::{asks_for_websocket, clean_request, clean_response, join_cookies};
+use crate::wire::http::{
+    asks_for_websocket, clean_request, clean_response, is_chunked, join_cookies,
+};
 
 use super::Ingress;
 use super::body::{Reply, Upload};
@@ -67,6 +69,9 @@ impl Ingress {
                 Some(client) => self.switch(visitor, client, response, passage, route, &id),
                 None => fail(&visitor, passage, Some(Refusal::UpstreamBroken), &id),
             };
+        }
+        if is_chunked(response.headers()).is_none() {
+            return fail(&visitor, passage, Some(Refusal::UpstreamBroken), &id);
         }
         answer(response, link, passage, route, &visitor, id)
     }

@@ -144,14 +144,14 @@ impl Ingress {
     }
 }
 
-/// The route, which must be the same one for a reader that decodes escapes and merges slashes: otherwise the list of
-/// one route could be passed with the path of another.
+/// The route, which must be the same one for a reader that decodes escapes, merges slashes, leaves out parameters or
+/// takes no notice of case: otherwise the list of one route could be passed with the path of another.
 fn route<'a>(entrance: &'a Entrance, arrival: &Arrival) -> Result<&'a Arc<Route>, Refusal> {
     let (host, path) = (&arrival.authority.host, arrival.parts.uri.path());
     let place = entrance.routes.find(host, path)?;
-    if let Some(read) = generous(path)?
-        && entrance.routes.find(host, &read) != Ok(place)
-    {
+    let read = generous(path)?;
+    let read = read.as_deref().unwrap_or(path);
+    if !entrance.routes.agrees(host, read, place) {
         return Err(Refusal::Malformed);
     }
     entrance.way.get(place).ok_or(Refusal::RouteUnknown)

@@ -108,6 +108,13 @@ impl Pulse {
     }
 }
 
+impl Busy {
+    /// For how long the client may refuse to take what is sent.
+    pub(super) fn stall(&self) -> Duration {
+        Duration::from_millis(self.0.stall.load(Ordering::Relaxed))
+    }
+}
+
 impl Drop for Busy {
     fn drop(&mut self) {
         if self.0.busy.fetch_sub(1, Ordering::Relaxed) == 1 {

@@ -118,7 +118,9 @@ fn location(
     let target = parts
         .uri
         .path_and_query()
-        .map_or("/", |target| target.as_str());
+        .map(|target| target.as_str())
+        .filter(|target| target.starts_with('/')) // not the asterisk of OPTIONS, which would be read as part of the host
+        .unwrap_or("/");
     HeaderValue::from_str(&format!("https://{bare}{port}{target}")).map_err(|_| Refusal::Malformed)
 }
 

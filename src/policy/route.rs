@@ -4,6 +4,8 @@
 //! that a route for one host is never widened by one for all. A prefix ends at a segment: `/api` serves `/api` and
 //! `/api/x`, not `/apix`; `/api/` serves what begins with it, not `/api`. The path must be canonical when it comes
 //! here; nothing is decoded. A look-up does not allocate.
+//!
+//! Case counts, but not every upstream thinks so (Express does not): [`Routes::agrees`] tells whether it matters.
 
 use std::collections::HashMap;
 
@@ -55,15 +57,24 @@ impl Routes {
     /// # Errors
     /// [`Refusal::HostUnknown`] if no route has the host, [`Refusal::RouteUnknown`] if none of those has the path.
     pub fn find(&self, host: &Host, path: &str) -> Result<usize, Refusal> {
-        let paths = self
-            .exact
-            .get(host)
-            .or_else(|| self.wildcard(host.as_name()?))
-            .unwrap_or(&self.any);
+        let paths = self.paths(host);
         if paths.0.is_empty() {
             return Err(Refusal::HostUnknown);
         }
         paths.find(path).ok_or(Refusal::RouteUnknown)
+    }
+
+    /// Whether a reader to whom upper and lower case are the same comes from `path` of `host` to route `place` too. Of
+    /// prefixes that only case tells apart any will do: who wrote both has an upstream that tells them apart.
+    pub fn agrees(&self, host: &Host, path: &str, place: usize) -> bool {
+        self.paths(host).find_any_case(path, place)
+    }
+
+    fn paths(&self, host: &Host) -> &Paths {
+        self.exact
+            .get(host)
+            .or_else(|| self.wildcard(host.as_name()?))
+            .unwrap_or(&self.any)
     }
 
     /// The longest `*.NAME` above `name`.
@@ -104,6 +115,23 @@ impl Paths {
         };
         let found = self.0.iter().find(|(prefix, _)| serves(prefix));
         found.map(|(_, place)| *place)
+    }
+
+    /// Whether `place` is among the longest prefixes that serve `path`, whatever the case of either.
+    fn find_any_case(&self, path: &str, place: usize) -> bool {
+        let serves = |prefix: &str| {
+            let path = path.as_bytes().split_at_checked(prefix.len());
+            path.is_some_and(|(begin, rest)| {
+                begin.eq_ignore_ascii_case(prefix.as_bytes())
+                    && (prefix.ends_with('/') || rest.is_empty() || rest.starts_with(b"/"))
+            })
+        };
+        let mut serving = self.0.iter().filter(|(prefix, _)| serves(prefix));
+        let Some((longest, first)) = serving.next() else {
+            return false;
+        };
+        let mut equals = serving.take_while(|(prefix, _)| prefix.len() == longest.len());
+        *first == place || equals.any(|(_, other)| *other == place)
     }
 }
 
@@ -194,6 +222,28 @@ mod tests {
             find(&routes, "any.example", "*"),
             Err(Refusal::RouteUnknown)
         );
+    }
+
+    #[test]
+    fn a_reader_without_case_is_foreseen() {
+        let paths = ["/", "/api", "/Hooks/", "/x/", "/X/"];
+        let routes = Routes::new(paths.map(|p| (vec![], p.to_owned())));
+        let host = Host::parse("any.example").unwrap();
+        for (path, agrees) in [
+            ("/", true),
+            ("/API!", true),
+            ("/api/v", true),
+            ("/api/V", true),
+            ("/API", false),
+            ("/Api/x", false),
+            ("/hooks/", false),
+            ("/Hooks/A", true),
+            ("/x/a", true),
+            ("/X/a", true),
+        ] {
+            let place = routes.find(&host, path).unwrap();
+            assert_eq!(routes.agrees(&host, path, place), agrees, "{path}");
+        }
     }
 
     #[test]

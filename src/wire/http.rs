@@ -120,12 +120,7 @@ pub fn check(parts: &request::Parts) -> Result<(), Refusal> {
 
 /// One length; and no transfer coding but `chunked`, once: another one would be taken off the head and stay on the body.
 fn check_framing(headers: &HeaderMap) -> Result<(), Refusal> {
-    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
-    let chunked = match (codings.next(), codings.next()) {
-        (None, _) => false,
-        (Some(coding), None) if coding.as_bytes().eq_ignore_ascii_case(b"chunked") => true,
-        _ => return Err(Refusal::Malformed),
-    };
+    let chunked = is_chunked(headers).ok_or(Refusal::Malformed)?;
     let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
     match (lengths.next(), lengths.next()) {
         (None, _) => Ok(()),
@@ -134,7 +129,18 @@ fn check_framing(headers: &HeaderMap) -> Result<(), Refusal> {
     }
 }
 
-/// The path as a more generous reader would take it (escapes decoded, slashes merged), if that differs.
+/// Whether a body comes in chunks; `None` if it is coded in another way, which nobody asked for and we would not undo.
+pub fn is_chunked(headers: &HeaderMap) -> Option<bool> {
+    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    match (codings.next(), codings.next()) {
+        (None, _) => Some(false),
+        (Some(coding), None) if coding.as_bytes().eq_ignore_ascii_case(b"chunked") => Some(true),
+        _ => None,
+    }
+}
+
+/// The path as a more generous reader would take it (escapes decoded, slashes merged, `;` parameters of segments left
+/// out), if that differs.
 ///
 /// A path with `.` or `..` segments, plain or escaped, with a backslash or with an escaped NUL is refused: clients
 /// resolve them before they send, so only somebody who wants two readers to disagree writes them.
@@ -145,6 +151,7 @@ pub fn generous(path: &str) -> Result<Option<String>, Refusal> {
     }
     let mut read = Vec::with_capacity(path.len());
     let mut rest = path.bytes();
+    let mut parameter = false;
     while let Some(byte) = rest.next() {
         let byte = match (byte, escaped(rest.clone())) {
             (b'%', Some(decoded)) => {
@@ -156,13 +163,13 @@ pub fn generous(path: &str) -> Result<Option<String>, Refusal> {
         if byte == 0 || byte == b'\\' {
             return Err(Refusal::Malformed);
         }
-        if byte != b'/' || read.last() != Some(&b'/') {
+        parameter = byte != b'/' && (parameter || byte == b';');
+        if !parameter && (byte != b'/' || read.last() != Some(&b'/')) {
             read.push(byte);
         }
     }
     let read = String::from_utf8_lossy(&read).into_owned();
-    let dots = |segment: &str| matches!(segment.split(';').next(), Some("." | ".."));
-    if read.split('/').any(dots) {
+    if read.split('/').any(|segment| matches!(segment, "." | "..")) {
         return Err(Refusal::Malformed);
     }
     Ok((read != path).then_some(read))
@@ -218,6 +225,11 @@ pub fn clean_response(headers: &mut HeaderMap) {
     clean(headers, of_connection);
 }
 
+/// Removes from the trailers of a request what [`clean_request`] removes from its head: a server may merge the two.
+pub fn clean_trailers(trailers: &mut HeaderMap) {
+    clean(trailers, |name| of_connection(name) || believed(name));
+}
+
 fn clean(headers: &mut HeaderMap, unwanted: impl Fn(&str) -> bool) {
     let named = options(headers)
         .filter(|option| !matches!(*option, "close" | "keep-alive" | "Keep-Alive" | ""))
@@ -234,11 +246,12 @@ fn clean(headers: &mut HeaderMap, unwanted: impl Fn(&str) -> bool) {
     }
 }
 
-/// A field name as servers read it that take `_` and `.` for `-`. Names such as `tj_auth_token` stay themselves unless
-/// what they would be read as is unwanted.
+/// A field name as servers read it that take `_`, `.` and whatever else is neither letter nor digit for `-`. Names such
+/// as `tj_auth_token` stay themselves unless what they would be read as is unwanted.
 fn plain(name: &str) -> Cow<'_, str> {
-    if name.bytes().any(|b| matches!(b, b'_' | b'.')) {
-        let read = name.replace(['_', '.'], "-");
+    let other = |c: char| !c.is_ascii_alphanumeric() && c != '-';
+    if name.contains(other) {
+        let read = name.replace(other, "-");
         match &*read {
             // what frames or addresses a message must have no alias at all: gone with what is of the connection
             "content-length" | "host" => Cow::Borrowed("transfer-encoding"),
@@ -256,7 +269,8 @@ fn of_connection(name: &str) -> bool {
     ) || name.starts_with("proxy-")
 }
 
-/// The eleven fields that the `request-ip` package reads, and what else tells about the hop before us.
+/// The eleven fields that the `request-ip` package reads, and what else tells about the hop before us or stands in for
+/// the host, the scheme or the path that we judged.
 fn believed(name: &str) -> bool {
     matches!(
         name,
@@ -274,6 +288,16 @@ fn believed(name: &str) -> bool {
             | "x-forwarded-proto"
             | "x-forwarded-host"
             | "x-forwarded-port"
+            | "x-forwarded-scheme"
+            | "x-forwarded-server"
+            | "x-forwarded-ssl"
+            | "x-url-scheme"
+            | "front-end-https"
+            | "x-host"
+            | "x-original-host"
+            | "x-original-url"
+            | "x-rewrite-url"
+            | "client-ip"
             | "x-request-id"
     )
 }
@@ -373,7 +397,9 @@ mod tests {
         for (path, read) in [
             ("/a/b", None),
             ("/a.b/.well-known/x..y", None),
-            ("/a;x=1", None),
+            ("/a;x=1", Some("/a")),
+            ("/a;x=1/b;/c", Some("/a/b/c")),
+            ("/;x/a%3By/b", Some("/a/b")),
             ("/a//b", Some("/a/b")),
             ("/%61pi/", Some("/api/")),
             ("/a%2fb", Some("/a/b")),
@@ -389,6 +415,7 @@ mod tests {
             "/a/./b",
             "/%2e%2E/a",
             "/a/..;/b",
+            "/a/.%3b/b",
             "/a%2f..",
             "/a\\b",
             "/a%5cb",
@@ -406,6 +433,8 @@ mod tests {
                 ("x_forwarded_for", "1"),
                 ("X-Real_IP", "1"),
                 ("x.client.ip", "1"),
+                ("x!forwarded~for", "1"),
+                ("content*length", "1"),
                 ("content_length", "1"),
                 ("transfer_encoding", "1"),
                 ("proxy_connection", "1"),

@@ -27,7 +27,7 @@ use crate::sessions::Sessions;
 use crate::snapshot::{Listen, Live, Snapshot};
 use crate::telemetry::{self, Metrics};
 use crate::workers::{Hooks, Workers};
-use crate::{config::typed::LogFormat, dial};
+use crate::{config::typed::LogFormat, dial, socket};
 
 mod doors;
 
@@ -65,6 +65,11 @@ struct Signals {
     hang_up: Signal,
 }
 
+/// A session has a socket on either side.
+const SESSION_DESCRIPTORS: usize = 2;
+/// Listeners, files of the log, threads, and the pipes of `relay`.
+const OTHER_DESCRIPTORS: usize = 1024;
+
 /// How often it is checked that the fixed addresses are still on this machine.
 const FIXED_ADDRESS_EVERY: Duration = Duration::from_secs(2);
 
@@ -99,6 +104,7 @@ impl House {
         for warning in &warnings {
             tracing::warn!("{warning}");
         }
+        descriptors(config.process.max_sessions);
         let metrics = Arc::new(Metrics::new());
         let count = config.process.workers;
         let journal = Journal::open(
@@ -272,6 +278,20 @@ impl House {
         self.reloader.journal.close();
         self.admin.stop();
         self.workers.stop();
+    }
+}
+
+/// Says so if the sessions that may be open do not fit into the file descriptors that may be.
+fn descriptors(max_sessions: usize) {
+    let needed = max_sessions.saturating_mul(SESSION_DESCRIPTORS) + OTHER_DESCRIPTORS;
+    if let Some(most) = socket::raise_descriptors()
+        && most < needed as u64
+    {
+        tracing::warn!(
+            most,
+            needed,
+            "too few file descriptors for `process.max_sessions`; raise the hard limit (`LimitNOFILE=`, `ulimit -Hn`) or lower it"
+        );
     }
 }
 

@@ -22,6 +22,8 @@ pub struct Sessions(Arc<Inside>);
 struct Inside {
     stage: watch::Sender<Stage>,
     open: AtomicUsize,
+    /// Of each way.
+    each: [AtomicUsize; 2],
     max: usize,
     empty: Notify,
     metrics: Arc<Metrics>,
@@ -37,12 +39,16 @@ struct Stage {
 /// One accepted connection. Dropping it says that it is over.
 pub struct Session {
     inside: Arc<Inside>,
+    way: Way,
     stage: watch::Receiver<Stage>,
     gauge: Gauge,
 }
 
+/// One part in so many of the sessions is kept for each way from the other: a flood on one way must not close the other.
+const KEPT_PART: usize = 8;
+
 impl Sessions {
-    /// At most `max` sessions at once, both ways together.
+    /// At most `max` sessions at once, both ways together; an eighth of them is not for one way alone.
     pub fn new(max: usize, generation: u64, metrics: Arc<Metrics>) -> Self {
         let stage = watch::Sender::new(Stage {
             generation,
@@ -53,6 +59,7 @@ impl Sessions {
         Self(Arc::new(Inside {
             stage,
             open,
+            each: Default::default(),
             max,
             empty,
             metrics,
@@ -65,8 +72,10 @@ impl Sessions {
         if stage.borrow().leaving {
             return Err(Refusal::Draining);
         }
-        if self.0.open.fetch_add(1, Ordering::AcqRel) >= self.0.max {
-            self.0.left();
+        let all = self.0.open.fetch_add(1, Ordering::AcqRel);
+        let of_way = self.0.each[way as usize].fetch_add(1, Ordering::AcqRel);
+        if all >= self.0.max || of_way >= self.0.max - self.0.max / KEPT_PART {
+            self.0.left(way);
             return Err(Refusal::SessionLimit);
         }
         let [egress, ingress] = &self.0.metrics.sessions;
@@ -77,6 +86,7 @@ impl Sessions {
         gauge.inc();
         Ok(Session {
             inside: Arc::clone(&self.0),
+            way,
             stage,
             gauge,
         })
@@ -134,9 +144,11 @@ impl Session {
     /// Another handle on the same connection's stage, counted as a session of its own: for what outlives a request.
     pub fn fork(&self) -> Self {
         self.inside.open.fetch_add(1, Ordering::AcqRel);
+        self.inside.each[self.way as usize].fetch_add(1, Ordering::AcqRel);
         self.gauge.inc();
         Self {
             inside: Arc::clone(&self.inside),
+            way: self.way,
             stage: self.stage.clone(),
             gauge: self.gauge.clone(),
         }
@@ -170,7 +182,8 @@ impl Session {
 }
 
 impl Inside {
-    fn left(&self) {
+    fn left(&self, way: Way) {
+        self.each[way as usize].fetch_sub(1, Ordering::AcqRel);
         if self.open.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.empty.notify_waiters();
         }
@@ -180,7 +193,7 @@ impl Inside {
 impl Drop for Session {
     fn drop(&mut self) {
         self.gauge.dec();
-        self.inside.left();
+        self.inside.left(self.way);
     }
 }
 
@@ -211,6 +224,24 @@ mod tests {
         b.ended().await;
         drop(b);
         assert_eq!(drain.await.unwrap(), 1);
+        assert!(sessions.is_empty());
+    }
+
+    #[test]
+    fn a_flood_on_one_way_leaves_room_for_the_other() {
+        let sessions = Sessions::new(80, 1, Arc::default());
+        let mut flood: Vec<_> = (0..70)
+            .map(|_| sessions.enter(Way::Egress).unwrap())
+            .collect();
+        assert!(sessions.enter(Way::Egress).is_err());
+        let others: Vec<_> = (0..10)
+            .map(|_| sessions.enter(Way::Ingress).unwrap())
+            .collect();
+        assert!(sessions.enter(Way::Ingress).is_err());
+        flood.pop();
+        assert!(sessions.enter(Way::Ingress).is_ok());
+        assert!(sessions.enter(Way::Egress).is_ok());
+        drop((flood, others));
         assert!(sessions.is_empty());
     }
 

@@ -120,6 +120,17 @@ pub fn is_here(address: IpAddr) -> bool {
         .is_ok()
 }
 
+/// Those of `ports` that the system's own range holds: connections leave from no others, and from any of the system's
+/// if there are none.
+pub fn usable(ports: (u16, u16)) -> Option<(u16, u16)> {
+    common(ports, system_ports().unwrap_or(ports))
+}
+
+fn common(one: (u16, u16), other: (u16, u16)) -> Option<(u16, u16)> {
+    let (first, last) = (one.0.max(other.0), one.1.min(other.1));
+    (first <= last).then_some((first, last))
+}
+
 /// Notices a dead peer within minutes, on an accepted or a dialled socket.
 pub fn keep_alive<'a>(socket: impl Into<SockRef<'a>>) -> io::Result<()> {
     let probes = TcpKeepalive::new()
@@ -280,6 +291,14 @@ mod tests {
         assert_eq!(far.read(&mut [0; 16]).unwrap(), 0);
         let stream = source("127.0.0.8").connect(to).await.unwrap();
         assert!(verified(stream, "127.0.0.8".parse().unwrap()).is_ok());
+    }
+
+    #[test]
+    fn ports_are_those_that_the_system_has_too() {
+        assert_eq!(common((20, 40), (30, 60)), Some((30, 40)));
+        assert_eq!(common((40, 50), (30, 60)), Some((40, 50)));
+        assert_eq!(common((10, 29), (30, 60)), None);
+        assert_eq!(common((61, 70), (30, 60)), None);
     }
 
     #[tokio::test]

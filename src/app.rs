@@ -16,6 +16,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::admin::{Admin, Health};
 use crate::audit::{self, Journal};
+use crate::config::typed::{Config, LogFormat};
 use crate::config::{self, Mistakes};
 use crate::egress::Egress;
 use crate::ingress::Ingress;
@@ -25,9 +26,10 @@ use crate::record::Event;
 use crate::reload::{Prepared, Reloader};
 use crate::sessions::Sessions;
 use crate::snapshot::{Listen, Live, Snapshot};
+use crate::socket::fixed::usable;
 use crate::telemetry::{self, Metrics};
 use crate::workers::{Hooks, Workers};
-use crate::{config::typed::LogFormat, dial};
+use crate::{dial, socket};
 
 mod doors;
 
@@ -65,6 +67,11 @@ struct Signals {
     hang_up: Signal,
 }
 
+/// A session has a socket on either side.
+const SESSION_DESCRIPTORS: usize = 2;
+/// Listeners, files of the log, threads, and the pipes of `relay`.
+const OTHER_DESCRIPTORS: usize = 1024;
+
 /// How often it is checked that the fixed addresses are still on this machine.
 const FIXED_ADDRESS_EVERY: Duration = Duration::from_secs(2);
 
@@ -99,6 +106,8 @@ impl House {
         for warning in &warnings {
             tracing::warn!("{warning}");
         }
+        descriptors(config.process.max_sessions);
+        ports(&config);
         let metrics = Arc::new(Metrics::new());
         let count = config.process.workers;
         let journal = Journal::open(
@@ -208,7 +217,9 @@ impl House {
 
     fn enact(&mut self, prepared: Prepared, bound: Vec<(Listen, Bound)>) {
         let generation = self.reloader.enact(prepared);
-        self.doors.open(bound, &self.reloader.live.load());
+        let snapshot = self.reloader.live.load();
+        self.doors.open(bound, &snapshot);
+        ports(&snapshot.config);
         tracing::info!(generation, "configuration reloaded");
     }
 
@@ -272,6 +283,35 @@ impl House {
         self.reloader.journal.close();
         self.admin.stop();
         self.workers.stop();
+    }
+}
+
+/// Says so if the sessions that may be open do not fit into the file descriptors that may be.
+fn descriptors(max_sessions: usize) {
+    let needed = max_sessions.saturating_mul(SESSION_DESCRIPTORS) + OTHER_DESCRIPTORS;
+    if let Some(most) = socket::raise_descriptors()
+        && most < needed as u64
+    {
+        tracing::warn!(
+            most,
+            needed,
+            "too few file descriptors for `process.max_sessions`; raise the hard limit (`LimitNOFILE=`, `ulimit -Hn`) or lower it"
+        );
+    }
+}
+
+/// Says so if connections cannot leave from all of `egress.ports`.
+fn ports(config: &Config) {
+    let Some(asked) = config.egress.as_ref().and_then(|e| e.ports) else {
+        return;
+    };
+    let usable = usable(asked);
+    if usable != Some(asked) {
+        tracing::warn!(
+            ?asked,
+            ?usable,
+            "`egress.ports` reaches beyond net.ipv4.ip_local_port_range, which bounds it (without a common port it has no effect); widen that range"
+        );
     }
 }
 

@@ -56,8 +56,8 @@ pub enum End<S> {
 }
 
 /// Relays until both directions have ended, one side breaks, nothing passes for `idle`, or `stop` completes. `early`
-/// has already been read from the client. A side whose partner broke off is reset, so that a cut never looks like an
-/// end.
+/// has already been read from the client. Unless both directions have ended, both sides are reset: a cut never looks
+/// like an end.
 pub async fn relay<S>(
     (client, early): (TcpStream, &[u8]),
     destination: TcpStream,
@@ -88,7 +88,7 @@ pub async fn relay<S>(
             () = stalled(flow, idle) => End::Idle,
         }
     };
-    if matches!(end, End::Broken { .. }) {
+    if !matches!(end, End::Finished) {
         reset(&client);
         reset(&destination);
     }
@@ -450,12 +450,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn it_stops_when_asked() {
-        let ends = start(LONG, async {
+    async fn it_stops_when_asked_and_that_looks_like_no_end() {
+        let mut ends = start(LONG, async {
             sleep(Duration::from_millis(50)).await;
             "reason"
         })
         .await;
+        ends.destination.write_all(b"half an ans").await.unwrap();
+        let mut got = Vec::new();
+        let error = ends.client.read_to_end(&mut got).await.unwrap_err();
+        assert_eq!(got, b"half an ans");
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        got.clear();
+        let error = ends.destination.read_to_end(&mut got).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
         assert!(matches!(
             ends.relay.await.unwrap().0,
             End::Stopped("reason")

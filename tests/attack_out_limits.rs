@@ -98,3 +98,25 @@ fn a_limit_that_is_not_there_is_a_mistake_at_its_place() {
         assert!(found[0].mend.contains("`few`"), "{mistakes}");
     }
 }
+
+/// Shells and service managers start processes with 1024 descriptors, of which a tunnel takes two.
+#[test]
+fn a_small_soft_limit_of_descriptors_does_not_stop_accepting() {
+    let to = destination(|mut tcp| {
+        tcp.write_all(b"hello").ok();
+        read_until(&mut tcp, "never");
+    });
+    let edge = Edge::start(
+        "",
+        "[[egress.policy]]\ndestinations = [\"*\"]\naddresses = [\"127.0.0.0/8\"]",
+    );
+    let mut held = Vec::new();
+    for at in 0..150 {
+        let mut tcp = edge.connect();
+        tcp.write_all(format!("CONNECT {to} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes())
+            .unwrap();
+        let answer = read_until(&mut tcp, "hello");
+        assert!(answer.ends_with("hello"), "tunnel {at}: {answer}");
+        held.push(tcp);
+    }
+}

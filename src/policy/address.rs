@@ -106,8 +106,12 @@ fn passes(address: IpAddr, port: u16, allowed: &Allowed, own: &Own) -> bool {
     if address.is_unspecified() || own.is_door(address, port) {
         return false;
     }
-    if allowed.addresses().contains(address) {
-        return true;
+    if allowed.covers(address) {
+        // All of loopback is ours; of other networks only what was named as itself, or a private network around the
+        // gateway would open the gateway.
+        return address.is_loopback()
+            || allowed.names(address)
+            || !own.addresses.contains(&address);
     }
     match allowed.literal() {
         Literal::Exact => true,
@@ -426,6 +430,24 @@ mod tests {
         );
         let loopback = allowed("127.0.0.1:9911", &["127.0.0.0/8"], None);
         assert!(check(&loopback, &[ip("127.0.0.1")], &own, BOTH).is_err());
+    }
+
+    #[test]
+    fn a_network_around_our_own_address_does_not_name_it() {
+        let own = Own {
+            addresses: ["10.0.0.9", "127.0.0.1"].map(ip).into(),
+            doors: vec![],
+        };
+        for (networks, to, passes) in [
+            (&["10.0.0.0/8"][..], "10.0.0.8", true),
+            (&["10.0.0.0/8"], "10.0.0.9", false),
+            (&["10.0.0.0/8", "10.0.0.9/32"], "10.0.0.9", true),
+            (&["127.0.0.0/8"], "127.0.0.1", true),
+        ] {
+            let name = allowed("a.example.com:22", networks, None);
+            let checked = check(&name, &[ip(to)], &own, BOTH);
+            assert_eq!(checked.is_ok(), passes, "{networks:?} {to}");
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! destination is allowed; with rules, what none of them matches is denied. Names that mean something only on this
 //! machine or in this network are matched by no `*`. Which addresses may be dialled is decided in `address`.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -34,8 +35,16 @@ struct Rule {
     patterns: Box<[DestinationPattern]>,
     /// Empty: every port but [`SMTP_PORT`].
     ports: Box<[(u16, u16)]>,
-    addresses: Arc<PrefixSet>,
+    special: Arc<Special>,
     action: Action,
+}
+
+/// Addresses that a rule allows though they are special-purpose.
+#[derive(Debug, Default)]
+struct Special {
+    networks: PrefixSet,
+    /// Those of them that are given as themselves.
+    exact: HashSet<IpAddr>,
 }
 
 /// Proof that a destination may be resolved and dialled, under the conditions of the rule that said so.
@@ -43,7 +52,7 @@ struct Rule {
 pub struct Allowed {
     destination: Destination,
     rule: Arc<str>,
-    addresses: Arc<PrefixSet>,
+    special: Arc<Special>,
     literal: Literal,
     would_deny: bool,
 }
@@ -67,7 +76,7 @@ impl Destinations {
             clients: rule.clients.iter().map(|c| c.as_str().into()).collect(),
             patterns: rule.destinations.clone().into(),
             ports: rule.ports.clone().into(),
-            addresses: Arc::new(rule.addresses.iter().copied().collect()),
+            special: Arc::new(Special::new(&rule.addresses)),
             action: rule.action,
         };
         Self {
@@ -82,7 +91,7 @@ impl Destinations {
             clients: Box::default(),
             patterns: [DestinationPattern::Exact(to.host.clone())].into(),
             ports: [(to.port, to.port)].into(),
-            addresses: Arc::new(addresses.iter().copied().collect()),
+            special: Arc::new(Special::new(addresses)),
             action: Action::Allow,
         };
         Self {
@@ -101,6 +110,19 @@ impl Destinations {
             }
         }
         Err(Refusal::DestinationDenied)
+    }
+}
+
+impl Special {
+    fn new(networks: &[IpNet]) -> Self {
+        let exact = networks
+            .iter()
+            .filter(|net| net.prefix_len() == net.max_prefix_len())
+            .map(|net| net.addr().to_canonical());
+        Self {
+            networks: networks.iter().copied().collect(),
+            exact: exact.collect(),
+        }
     }
 }
 
@@ -147,7 +169,7 @@ impl Rule {
             literal,
             destination,
             rule: Arc::clone(&self.name),
-            addresses: Arc::clone(&self.addresses),
+            special: Arc::clone(&self.special),
             would_deny: self.action == Action::Report,
         })
     }
@@ -164,9 +186,14 @@ impl Allowed {
         &self.rule
     }
 
-    /// Special-purpose addresses that the rule nevertheless allows, our own among them.
-    pub fn addresses(&self) -> &PrefixSet {
-        &self.addresses
+    /// Whether the rule allows `address` even if it is special-purpose.
+    pub fn covers(&self, address: IpAddr) -> bool {
+        self.special.networks.contains(address)
+    }
+
+    /// Whether the rule allows this very address, not just a network around it.
+    pub fn names(&self, address: IpAddr) -> bool {
+        self.special.exact.contains(&address)
     }
 
     /// How the rule names the address that was asked for.
@@ -188,7 +215,7 @@ fn open(destination: Destination) -> Result<Allowed, Refusal> {
     Ok(Allowed {
         destination,
         rule: "default".into(),
-        addresses: Arc::default(),
+        special: Arc::default(),
         literal: Literal::No,
         would_deny: false,
     })

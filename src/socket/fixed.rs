@@ -85,25 +85,12 @@ impl Source {
             at(Stage::Family)(none)
         })?;
         let socket = self.open(from).map_err(at(Stage::Open))?;
-        socket
-            .bind(&SocketAddr::new(from, 0).into())
-            .map_err(at(Stage::Bind))?;
+        bind(&socket, from).map_err(at(Stage::Bind))?;
         let stream = TcpSocket::from_std_stream(socket.into())
             .connect(to)
             .await
             .map_err(at(Stage::Connect))?;
-        let (local, remote) = stream
-            .local_addr()
-            .and_then(|local| Ok((local, stream.peer_addr()?)))
-            .map_err(at(Stage::Connect))?;
-        if local.ip() != from {
-            return Err(at(Stage::Verify)(io::Error::other("another local address")));
-        }
-        if local == remote {
-            // A simultaneous open with ourselves: nobody listens there.
-            return Err(at(Stage::Connect)(io::ErrorKind::ConnectionRefused.into()));
-        }
-        Ok(stream)
+        verified(stream, from)
     }
 
     fn open(&self, from: IpAddr) -> io::Result<Socket> {
@@ -129,8 +116,19 @@ impl Source {
 /// Whether sockets can be bound to `address` at present. Takes no port.
 pub fn is_here(address: IpAddr) -> bool {
     blank(address)
-        .and_then(|socket| socket.bind(&SocketAddr::new(address, 0).into()))
+        .and_then(|socket| bind(&socket, address))
         .is_ok()
+}
+
+/// Those of `ports` that the system's own range holds: connections leave from no others, and from any of the system's
+/// if there are none.
+pub fn usable(ports: (u16, u16)) -> Option<(u16, u16)> {
+    common(ports, system_ports().unwrap_or(ports))
+}
+
+fn common(one: (u16, u16), other: (u16, u16)) -> Option<(u16, u16)> {
+    let (first, last) = (one.0.max(other.0), one.1.min(other.1));
+    (first <= last).then_some((first, last))
 }
 
 /// Notices a dead peer within minutes, on an accepted or a dialled socket.
@@ -165,6 +163,41 @@ fn blank(address: IpAddr) -> io::Result<Socket> {
     }
     IpBindAddressNoPort.set(&socket, &true)?;
     Ok(socket)
+}
+
+/// Binds, without taking a port. Where the system lets every address be bound (machines that take over each other's
+/// addresses are often set so), the address must stand on an interface as well: who does not hold it must not use it.
+fn bind(socket: &Socket, address: IpAddr) -> io::Result<()> {
+    socket.bind(&SocketAddr::new(address, 0).into())?;
+    if !binds_anything(address) || address.is_loopback() || local_addresses()?.contains(&address) {
+        return Ok(());
+    }
+    Err(io::ErrorKind::AddrNotAvailable.into())
+}
+
+/// `ip_nonlocal_bind` of the family of `address`. Read each time: it can change under us.
+fn binds_anything(address: IpAddr) -> bool {
+    let switch = match address {
+        IpAddr::V4(_) => "/proc/sys/net/ipv4/ip_nonlocal_bind",
+        IpAddr::V6(_) => "/proc/sys/net/ipv6/ip_nonlocal_bind",
+    };
+    fs::read(switch).is_ok_and(|text| text.trim_ascii() != b"0")
+}
+
+/// Closes a connection that left from elsewhere, before a byte is sent on it.
+fn verified(stream: TcpStream, from: IpAddr) -> Result<TcpStream, Failure> {
+    let (local, remote) = stream
+        .local_addr()
+        .and_then(|local| Ok((local, stream.peer_addr()?)))
+        .map_err(at(Stage::Connect))?;
+    if local.ip() != from {
+        return Err(at(Stage::Verify)(io::Error::other("another local address")));
+    }
+    if local == remote {
+        // A simultaneous open with ourselves: nobody listens there.
+        return Err(at(Stage::Connect)(io::ErrorKind::ConnectionRefused.into()));
+    }
+    Ok(stream)
 }
 
 /// `net.ipv4.ip_local_port_range`, which holds for both families.
@@ -244,6 +277,41 @@ mod tests {
         assert!(is_here("127.0.0.7".parse().unwrap()));
     }
 
+    /// No kernel gives a bound socket another address, so the step is shown one that was bound to another.
+    #[tokio::test]
+    async fn a_connection_from_elsewhere_is_closed_before_a_byte_is_sent() {
+        use std::io::Read as _;
+        let (listener, to) = listener("127.0.0.1:0");
+        let stream = source("127.0.0.8").connect(to).await.unwrap();
+        let failure = verified(stream, "127.0.0.7".parse().unwrap()).unwrap_err();
+        assert_eq!(failure.stage, Stage::Verify);
+        listener.set_nonblocking(false).unwrap();
+        let (mut far, _) = listener.accept().unwrap();
+        far.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        assert_eq!(far.read(&mut [0; 16]).unwrap(), 0);
+        let stream = source("127.0.0.8").connect(to).await.unwrap();
+        assert!(verified(stream, "127.0.0.8".parse().unwrap()).is_ok());
+    }
+
+    #[test]
+    fn ports_are_those_that_the_system_has_too() {
+        assert_eq!(common((20, 40), (30, 60)), Some((30, 40)));
+        assert_eq!(common((40, 50), (30, 60)), Some((40, 50)));
+        assert_eq!(common((10, 29), (30, 60)), None);
+        assert_eq!(common((61, 70), (30, 60)), None);
+    }
+
+    #[tokio::test]
+    async fn a_connection_with_ourselves_is_refused() {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.7:0".parse().unwrap()).unwrap();
+        let own = socket.local_addr().unwrap();
+        let stream = socket.connect(own).await.unwrap();
+        let failure = verified(stream, own.ip()).unwrap_err();
+        assert_eq!(failure.stage, Stage::Connect);
+        assert_eq!(failure.error.kind(), io::ErrorKind::ConnectionRefused);
+    }
+
     /// Without `IP_BIND_ADDRESS_NO_PORT` the second destination would find the ports taken; a lack of ports shows at
     /// `connect`.
     #[tokio::test]
@@ -255,17 +323,27 @@ mod tests {
             ports: Some((low + 7000, low + 7007)),
             ..source("127.0.0.77")
         };
-        let mut open = Vec::new();
+        let (mut open, mut counts) = (Vec::new(), Vec::new());
         for to in [to_first, to_second] {
-            for _ in 0..8 {
-                let stream = few.connect(to).await.unwrap();
-                let port = stream.local_addr().unwrap().port();
-                assert!((low + 7000..=low + 7007).contains(&port));
-                open.push(stream);
-            }
-            let failure = few.connect(to).await.unwrap_err();
+            let before = open.len();
+            let failure = loop {
+                match few.connect(to).await {
+                    Ok(stream) => open.push(stream),
+                    Err(failure) => break failure,
+                }
+            };
             assert_eq!(failure.stage, Stage::Connect);
             assert_eq!(failure.error.kind(), io::ErrorKind::AddrNotAvailable);
+            counts.push(open.len() - before);
+        }
+        // Another program may have taken some of the eight for itself.
+        assert!(
+            counts[0] == counts[1] && (4..=8).contains(&counts[0]),
+            "{counts:?}"
+        );
+        for stream in &open {
+            let port = stream.local_addr().unwrap().port();
+            assert!((low + 7000..=low + 7007).contains(&port));
         }
         drop((first, second));
     }

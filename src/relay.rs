@@ -16,6 +16,7 @@ use std::time::Duration;
 use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio::task::yield_now;
 use tokio::time::sleep;
 
@@ -32,6 +33,10 @@ const READ_BYTES_MAX: usize = 256 * 1024;
 const STEPS_MAX: u32 = 16;
 /// The idle limit is looked at this many times within it.
 const IDLE_LOOKS: u32 = 8;
+
+/// The idle limit once one side has finished sending. A client that has gone away for good looks just like one that
+/// only finished, and would hold both sockets at no cost of its own.
+const HALF_CLOSED_IDLE: Duration = Duration::from_secs(300);
 
 /// What passed, also while it passes.
 #[derive(Debug, Default)]
@@ -56,7 +61,7 @@ pub enum End<S> {
 }
 
 /// Relays until both directions have ended, one side breaks, nothing passes for `idle`, or `stop` completes. `early`
-/// has already been read from the client. Unless both directions have ended, both sides are reset: a cut never looks
+/// has already been read from the client. With one direction ended, [`HALF_CLOSED_IDLE`] bounds `idle`. Unless both directions have ended, both sides are reset: a cut never looks
 /// like an end.
 pub async fn relay<S>(
     (client, early): (TcpStream, &[u8]),
@@ -75,17 +80,32 @@ pub async fn relay<S>(
             Cut::Reading(error) | Cut::Writing(error) => error,
         },
     };
+    let half = Notify::new();
+    let half_closed = async {
+        half.notified().await;
+        stalled(flow, idle.min(HALF_CLOSED_IDLE)).await;
+    };
     let end = {
         let down = pour(&destination, &client, &flow.down);
         let both = pin!(async {
-            tokio::try_join!(async { up.await.map_err(|c| cut(c, false)) }, async {
-                down.await.map_err(|c| cut(c, true))
-            },)
+            tokio::try_join!(
+                async {
+                    up.await.map_err(|c| cut(c, false))?;
+                    half.notify_one();
+                    Ok(())
+                },
+                async {
+                    down.await.map_err(|c| cut(c, true))?;
+                    half.notify_one();
+                    Ok(())
+                },
+            )
         });
         tokio::select! {
             ended = both => ended.map_or_else(|end| end, |_| End::Finished),
             why = stop => End::Stopped(why),
             () = stalled(flow, idle) => End::Idle,
+            () = half_closed => End::Idle,
         }
     };
     if !matches!(end, End::Finished) {
@@ -447,6 +467,40 @@ mod tests {
         let (end, counted) = timeout(LONG, ends.relay).await.unwrap().unwrap();
         assert!(matches!(end, End::Idle), "{end:?}");
         assert_eq!(counted, (5, 10));
+    }
+
+    #[tokio::test]
+    async fn who_has_gone_for_good_is_not_waited_for_as_long() {
+        for client_goes in [true, false] {
+            let Ends {
+                client,
+                destination,
+                relay,
+            } = start(60 * LONG, pending()).await;
+            let (goes, mut stays) = if client_goes {
+                (client, destination)
+            } else {
+                (destination, client)
+            };
+            if !client_goes {
+                sleep(Duration::from_millis(50)).await; // the early bytes have arrived
+                goes.try_read(&mut [0; 64]).unwrap();
+            }
+            drop(goes);
+            let mut early = Vec::new();
+            stays.read_to_end(&mut early).await.unwrap();
+            tokio::time::pause();
+            #[expect(clippy::disallowed_methods, reason = "a test, of virtual time")]
+            let began = tokio::time::Instant::now();
+            let (end, _) = relay.await.unwrap();
+            assert!(matches!(end, End::Idle), "{end:?}");
+            let waited = began.elapsed();
+            assert!(
+                waited > HALF_CLOSED_IDLE / 2 && waited < 2 * HALF_CLOSED_IDLE,
+                "{waited:?}"
+            );
+            tokio::time::resume();
+        }
     }
 
     #[tokio::test]

@@ -120,7 +120,7 @@ pub(crate) fn streams(ground: &Ground) -> Result<bool> {
 }
 
 pub(crate) fn handshakes(ground: &Ground) -> Result<bool> {
-    let what = "w3: full TLS 1.3 handshake, ECDSA P-256, and one HEAD";
+    let what = "w3: full TLS 1.3 handshake, ECDSA P-256, no request";
     let count = 1000 * u64::from(ground.seconds);
     ground.compare(
         what,

@@ -126,12 +126,13 @@ impl Ingress {
         let Ok(peer) = tcp.peer_addr().map(Peer::new) else {
             return; // already gone
         };
-        let handshake = self.handshake(tcp, peer, session, listen);
+        // Its room is given back before the connection begins to wait for requests.
+        let handshake = Box::pin(self.handshake(tcp, peer, session, listen));
         let entered = timeout(self.timers.handshake, handshake).await;
         match entered.unwrap_or(Err((peer.socket().ip(), Refusal::HandshakeTimeout))) {
             Err((client, refusal)) => self.turn_away(listen, client, refusal, ""),
-            Ok((visitor, io)) if visitor.frames => self.serve_http2(visitor, io).await,
-            Ok((visitor, io)) => self.serve_http1(visitor, io).await,
+            Ok((visitor, io)) if visitor.frames => Box::pin(self.serve_http2(visitor, io)).await,
+            Ok((visitor, io)) => Box::pin(self.serve_http1(visitor, io)).await,
         }
     }
 

@@ -131,6 +131,7 @@ impl Load {
     /// Runs `task` on this worker; the load is given back when it ends.
     pub fn run_owned(self, task: impl Future<Output = ()> + Send + 'static) {
         let handle = self.seats[self.at].handle.clone();
+        let task = Box::pin(task); // otherwise it would take its room twice: captured, and awaited
         handle.spawn(async move {
             task.await;
             drop(self);

@@ -47,8 +47,9 @@ enum End {
 
 impl Ingress {
     pub(super) async fn serve_http1(self: Arc<Self>, visitor: Arc<Visitor>, io: Io) {
+        // hyper keeps room for one answer as long as the connection lives: a box, so that an idle one holds no more.
         let service = service_fn(|request| {
-            let answer = Arc::clone(&self).answer(Arc::clone(&visitor), request);
+            let answer = Box::pin(Arc::clone(&self).answer(Arc::clone(&visitor), request));
             async { Ok::<_, Infallible>(answer.await) }
         });
         let mut connection = http1::Builder::new()

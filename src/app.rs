@@ -139,6 +139,7 @@ impl House {
         let crew = workers.crew();
         let sessions = Sessions::new(
             snapshot.config.process.max_sessions,
+            snapshot.config.process.max_sessions_per_client,
             1,
             Arc::clone(&metrics),
         );

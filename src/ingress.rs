@@ -137,7 +137,12 @@ impl Ingress {
     }
 
     /// Serves a client that connected to the plain listener `listen`: redirects to HTTPS, nothing else.
-    pub async fn redirect(self: Arc<Self>, tcp: TcpStream, session: Session, listen: SocketAddr) {
+    pub async fn redirect(
+        self: Arc<Self>,
+        tcp: TcpStream,
+        mut session: Session,
+        listen: SocketAddr,
+    ) {
         let Ok(peer) = tcp.peer_addr().map(Peer::new) else {
             return; // already gone
         };
@@ -146,7 +151,7 @@ impl Ingress {
             return; // the listener was taken away by a reload
         };
         drop(snapshot);
-        match self.admit(tcp, peer, &entrance).await {
+        match self.admit(tcp, peer, &entrance, &mut session).await {
             Ok((tcp, client)) => self.redirect_client(tcp, client, session, listen).await,
             Err((client, refusal)) => self.turn_away(listen, client, refusal, ""),
         }
@@ -157,7 +162,7 @@ impl Ingress {
         &self,
         tcp: TcpStream,
         peer: Peer,
-        session: Session,
+        mut session: Session,
         listen: SocketAddr,
     ) -> Result<(Arc<Visitor>, Io), (IpAddr, Refusal)> {
         let unknown = |refusal| (peer.socket().ip(), refusal);
@@ -172,7 +177,7 @@ impl Ingress {
         tcp.set_nodelay(true)
             .map_err(|_| unknown(Refusal::HandshakeFailed))?;
 
-        let (tcp, client) = self.admit(tcp, peer, &entrance).await?;
+        let (tcp, client) = self.admit(tcp, peer, &entrance, &mut session).await?;
         let pulse = Pulse::new(self.timers.head, STALL_DEFAULT);
         let timed = Timed::new(tcp, Arc::clone(&pulse));
         let acceptor = TlsAcceptor::from(Arc::clone(&entrance.tls));
@@ -203,12 +208,13 @@ impl Ingress {
         Ok((Arc::new(visitor), io))
     }
 
-    /// Who it is, and whether the listener's list names them.
+    /// Who it is, whether the listener's list names them, and whether they may have another connection.
     async fn admit(
         &self,
         mut tcp: TcpStream,
         peer: Peer,
         entrance: &Entrance,
+        session: &mut Session,
     ) -> Result<(TcpStream, Client), (IpAddr, Refusal)> {
         let mut address = peer.socket().ip();
         if entrance.proxy_protocol_from.contains(address) {
@@ -218,8 +224,11 @@ impl Ingress {
                 address = source.ip().to_canonical();
             }
         }
-        let client = entrance.list.admit(address);
-        Ok((tcp, client.map_err(|refusal| (address, refusal))?))
+        let judged = entrance.list.admit(address).and_then(|client| {
+            session.claim(client.address())?;
+            Ok((tcp, client))
+        });
+        judged.map_err(|refusal| (address, refusal))
     }
 }
 

@@ -4,6 +4,7 @@
 //! upgraded stream, a tunnel). Drain asks all of them to leave, waits for the last one to be dropped, and at the
 //! deadline ends the rest. A reload tells them the new generation, so that each judges itself again.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -14,6 +15,10 @@ use tokio::time::timeout;
 use crate::outcome::Refusal;
 use crate::telemetry::{Metrics, Way};
 
+mod clients;
+
+use clients::{Clients, Place};
+
 /// All sessions of one process; cheap to clone.
 #[derive(Clone)]
 pub struct Sessions(Arc<Inside>);
@@ -23,6 +28,7 @@ struct Inside {
     /// By way, in the order of [`Way`].
     open: [AtomicUsize; 2],
     max: usize,
+    clients: Arc<Clients>,
     empty: Notify,
     metrics: Arc<Metrics>,
 }
@@ -39,11 +45,14 @@ pub struct Session {
     inside: Arc<Inside>,
     stage: watch::Receiver<Stage>,
     way: Way,
+    /// Among the sessions of its client, once that is known.
+    place: Option<Place>,
 }
 
 impl Sessions {
-    /// At most `max` sessions at once on each way: whoever fills the way in must not shut the way out.
-    pub fn new(max: usize, generation: u64, metrics: Arc<Metrics>) -> Self {
+    /// At most `max` sessions at once on each way: whoever fills the way in must not shut the way out. And at most
+    /// `max_per_client` of each client that is claimed.
+    pub fn new(max: usize, max_per_client: usize, generation: u64, metrics: Arc<Metrics>) -> Self {
         let stage = watch::Sender::new(Stage {
             generation,
             leaving: false,
@@ -54,6 +63,7 @@ impl Sessions {
             stage,
             open,
             max,
+            clients: Clients::new(max_per_client),
             empty,
             metrics,
         }))
@@ -66,6 +76,7 @@ impl Sessions {
             inside: Arc::clone(&self.0),
             stage: self.0.stage.subscribe(),
             way,
+            place: None,
         };
         // Counted first: drain, which says so before it looks who is inside, either stops this one or waits for it.
         if session.stage.borrow().leaving {
@@ -134,7 +145,14 @@ impl Session {
             inside: Arc::clone(&self.inside),
             stage: self.stage.clone(),
             way: self.way,
+            place: None,
         }
+    }
+
+    /// Counts the session among those of `client`, unless it has as many as it may.
+    pub fn claim(&mut self, client: IpAddr) -> Result<(), Refusal> {
+        self.place = Some(self.inside.clients.claim(client)?);
+        Ok(())
     }
 
     /// Ends when drain asks to leave: finish what was begun, begin nothing new.
@@ -196,7 +214,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn drain_waits_for_the_last_and_ends_the_rest_at_the_deadline() {
-        let sessions = Sessions::new(1, 1, Arc::default());
+        let sessions = Sessions::new(1, 1, 1, Arc::default());
         let (a, b) = (
             sessions.enter(Way::Ingress).unwrap(),
             sessions.enter(Way::Egress).unwrap(),
@@ -223,7 +241,7 @@ mod tests {
 
     #[test]
     fn a_full_way_in_leaves_the_way_out_open() {
-        let sessions = Sessions::new(1, 1, Arc::default());
+        let sessions = Sessions::new(1, 1, 1, Arc::default());
         let inside = sessions.enter(Way::Ingress).unwrap();
         assert!(sessions.enter(Way::Ingress).is_err());
         let out = sessions.enter(Way::Egress).unwrap();
@@ -236,7 +254,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_reload_reaches_every_session_once() {
-        let sessions = Sessions::new(2, 1, Arc::default());
+        let sessions = Sessions::new(2, 2, 1, Arc::default());
         let session = sessions.enter(Way::Ingress).unwrap();
         sessions.reloaded(2);
         assert_eq!(session.reloaded(1).await, 2);

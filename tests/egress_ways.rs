@@ -98,7 +98,7 @@ impl House {
         let journal =
             Journal::open(state_dir.path(), &config.audit, 1, Arc::clone(&metrics)).unwrap();
         let live = Live::new(Snapshot::compile(config, 1, journal.tag_key()).unwrap());
-        let sessions = Sessions::new(100, 1, Arc::clone(&metrics));
+        let sessions = Sessions::new(100, 100, 1, Arc::clone(&metrics));
         let egress = Arc::new(Egress::new(
             live.clone(),
             journal.clone(),

@@ -43,6 +43,7 @@ pub(super) fn process(root: &Table<'_>) -> Process {
         workers: processors(),
         drain_deadline: DEFAULT_DRAIN_DEADLINE,
         max_sessions: DEFAULT_SESSIONS,
+        max_sessions_per_client: share(DEFAULT_SESSIONS),
     };
     let Some(table) = root.table("process") else {
         return process;
@@ -64,7 +65,15 @@ pub(super) fn process(root: &Table<'_>) -> Process {
     process.drain_deadline =
         table.duration("drain_deadline", SECOND..=HOUR, process.drain_deadline);
     process.max_sessions = table.integer("max_sessions", 1..=SESSIONS_MAX, process.max_sessions);
+    let share = share(process.max_sessions);
+    process.max_sessions_per_client =
+        table.integer("max_sessions_per_client", 1..=SESSIONS_MAX, share);
     process
+}
+
+/// Of all sessions, what one client may have if nothing else is said.
+fn share(max_sessions: usize) -> usize {
+    (max_sessions / 10).max(1)
 }
 
 /// What the CPU affinity and the CPU quota of the cgroup allow; asked once, so that a reload compares like with like.

@@ -69,6 +69,8 @@ pub struct Process {
     pub drain_deadline: Duration,
     /// Sessions of each way.
     pub max_sessions: usize,
+    /// Ingress connections of one client address (IPv6: of one /64).
+    pub max_sessions_per_client: usize,
 }
 
 /// `[admin]`

@@ -80,8 +80,9 @@ impl Ingress {
     }
 
     pub(super) async fn serve_http2(self: Arc<Self>, visitor: Arc<Visitor>, io: Io) {
+        // hyper moves what this gives several times before it runs: a box moves more cheaply than an answer.
         let service = service_fn(|request| {
-            let answer = Arc::clone(&self).answer(Arc::clone(&visitor), request);
+            let answer = Box::pin(Arc::clone(&self).answer(Arc::clone(&visitor), request));
             async { Ok::<_, Infallible>(answer.await) }
         });
         let mut connection = http2::Builder::new(Beside)

@@ -165,6 +165,7 @@ fn config(at: [SocketAddr; 2], hosts: Vec<HostPattern>) -> Config {
             workers: 1,
             drain_deadline: second,
             max_sessions: 100,
+            max_sessions_per_client: 100,
         },
         admin: Admin {
             listen: "127.0.0.1:9911".parse().unwrap(),
@@ -221,7 +222,7 @@ impl Edge {
             redirect.local_addr().unwrap(),
         ];
         let metrics = Arc::new(Metrics::new());
-        let sessions = Sessions::new(1000, 1, Arc::clone(&metrics));
+        let sessions = Sessions::new(1000, 1000, 1, Arc::clone(&metrics));
         let audit = Audit {
             durability: Durability::Write,
             ..config(at, Vec::new()).audit

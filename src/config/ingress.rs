@@ -23,7 +23,7 @@ const DEFAULT_TIMEOUTS: Timeouts = Timeouts {
 };
 const DEFAULT_MAX_BODY_BYTES: u64 = 50 << 20;
 const BODY_BYTES_MAX: u64 = 1 << 40;
-const DEFAULT_MAX_IDLE: usize = 128;
+const DEFAULT_MAX_IDLE: usize = 512;
 const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// What the sections of an ingress refer to.

@@ -193,11 +193,14 @@ fn unchangeable(old: &Config, new: &Config) -> Vec<Remark> {
         &was.max_sessions,
         &will.max_sessions,
     );
-    same(
-        "process.max_sessions_per_client",
-        &was.max_sessions_per_client,
-        &will.max_sessions_per_client,
-    );
+    // It follows `max_sessions` unless it is given: one remark is enough.
+    if was.max_sessions == will.max_sessions {
+        same(
+            "process.max_sessions_per_client",
+            &was.max_sessions_per_client,
+            &will.max_sessions_per_client,
+        );
+    }
     same("admin.listen", &old.admin.listen, &new.admin.listen);
     same("log.format", &old.log.format, &new.log.format);
     same("log.level", &old.log.level, &new.log.level);

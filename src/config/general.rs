@@ -65,9 +65,11 @@ pub(super) fn process(root: &Table<'_>) -> Process {
     process.drain_deadline =
         table.duration("drain_deadline", SECOND..=HOUR, process.drain_deadline);
     process.max_sessions = table.integer("max_sessions", 1..=SESSIONS_MAX, process.max_sessions);
-    let share = share(process.max_sessions);
-    process.max_sessions_per_client =
-        table.integer("max_sessions_per_client", 1..=SESSIONS_MAX, share);
+    process.max_sessions_per_client = table.integer(
+        "max_sessions_per_client",
+        1..=SESSIONS_MAX,
+        share(process.max_sessions),
+    );
     process
 }
 

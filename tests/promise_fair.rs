@@ -243,3 +243,37 @@ async fn oversized_heads_get_an_answer() {
     }
     assert!(upstream.heads().is_empty());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn one_client_cannot_take_every_connection() {
+    let place = Place::new();
+    let upstream = Upstream::start();
+    let head = place
+        .head()
+        .replace("[process]\n", "[process]\nmax_sessions_per_client = 3\n");
+    let gate = place.start(&(head + &place.ingress(upstream.address, "")));
+    let greedy = Client::from(&place, [127, 0, 0, 50].into());
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        held.push(greedy.tls(Version::H1).await.expect("within the bound"));
+    }
+    assert!(
+        greedy.tls(Version::H1).await.is_err(),
+        "a fourth was let in"
+    );
+    let other = Client::from(&place, [127, 0, 0, 51].into());
+    assert_eq!(other.get(Version::H1, "/other").await.status, 200);
+    assert!(
+        gate.metrics()
+            .contains(r#"code="client_session_limit",fault="policy"} 1"#)
+    );
+    drop(held.pop());
+    let begin = Instant::now();
+    while greedy.tls(Version::H1).await.is_err() {
+        assert!(
+            begin.elapsed() < Duration::from_secs(10),
+            "a place given back is not given again"
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

@@ -39,6 +39,7 @@ mod upstream;
 mod visitor;
 
 use pulse::{Pulse, Timed};
+use reply::last_words;
 use serve::Io;
 use upstream::Upstreams;
 use visitor::{Visitor, entrance, tls_version};
@@ -179,10 +180,12 @@ impl Ingress {
 
         let (tcp, client) = self.admit(tcp, peer, &entrance, &mut session).await?;
         let pulse = Pulse::new(self.timers.head, STALL_DEFAULT);
-        let timed = Timed::new(tcp, Arc::clone(&pulse));
+        let timed = Timed::below_tls(tcp, Arc::clone(&pulse));
         let acceptor = TlsAcceptor::from(Arc::clone(&entrance.tls));
-        let failed = |_| (client.address(), Refusal::HandshakeFailed);
-        let io = acceptor.accept(timed).await.map_err(failed)?;
+        let io = match acceptor.accept(timed).into_fallible().await {
+            Ok(io) => io,
+            Err((_, timed)) => return Err((client.address(), self.no_tls(timed).await)),
+        };
 
         let tls = io.get_ref().1;
         let frames = tls.alpn_protocol() == Some(b"h2");
@@ -206,6 +209,15 @@ impl Ingress {
             addressed: Mutex::default(),
         };
         Ok((Arc::new(visitor), io))
+    }
+
+    /// Why the handshake failed. A person who forgot the `s` of `https` is told.
+    async fn no_tls(&self, timed: Timed<TcpStream>) -> Refusal {
+        let Some(plain) = timed.unmuted() else {
+            return Refusal::HandshakeFailed;
+        };
+        self.farewell(plain, last_words(Refusal::PlainHttp)).await;
+        Refusal::PlainHttp
     }
 
     /// Who it is, whether the listener's list names them, and whether they may have another connection.

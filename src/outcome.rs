@@ -180,6 +180,9 @@ refusals! {
     /// A request for a page, sent to the proxy itself.
     NotForAProxy = "not_for_a_proxy", Client, 400, 1, "http_request_error",
         "this is an egress proxy, not a web site; name it as the HTTP or SOCKS5 proxy of your client, as in http_proxy=http://host:port";
+    /// Plain HTTP where TLS is spoken.
+    PlainHttp = "plain_http", Client, 400, 1, "tls_protocol_error",
+        "this port speaks HTTPS only; use https:// in the address";
     /// A reload took away the permission under which the session was admitted.
     PolicyChanged = "policy_changed", Policy, 403, 2, "http_request_denied",
         "the configuration changed and no longer allows this connection";

@@ -136,6 +136,10 @@ pub(super) struct Timed<S> {
     write: Timer,
     /// Since when a write has been waiting.
     stalled: Option<Instant>,
+    /// What the client began with; `None` while that is of interest and not known.
+    first: Option<u8>,
+    /// It began with plain HTTP: what TLS has to say to it is kept back, so that it can be told in its own language.
+    muted: bool,
 }
 
 /// A timer that is only ever moved when it has fired or a nearer deadline comes.
@@ -168,6 +172,31 @@ impl<S> Timed<S> {
             read: Timer::default(),
             write: Timer::default(),
             stalled: None,
+            first: Some(0),
+            muted: false,
+        }
+    }
+
+    /// As [`Timed::new`], below TLS: looks whether the client speaks it.
+    pub(super) fn below_tls(io: S, pulse: Arc<Pulse>) -> Self {
+        Self {
+            first: None,
+            ..Self::new(io, pulse)
+        }
+    }
+
+    /// To answer a client that began with plain HTTP; `None` if it did not.
+    pub(super) fn unmuted(mut self) -> Option<Self> {
+        std::mem::take(&mut self.muted).then_some(self)
+    }
+
+    fn hear(&mut self, read: &[u8]) {
+        self.pulse.heard();
+        if self.first.is_none()
+            && let Some(first) = read.first()
+        {
+            self.first = Some(*first);
+            self.muted = first.is_ascii_uppercase(); // a method; a TLS record begins with 22
         }
     }
 
@@ -201,8 +230,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Timed<S> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        let known = buf.filled().len();
         if let Poll::Ready(result) = Pin::new(&mut this.io).poll_read(cx, buf) {
-            this.pulse.heard();
+            this.hear(buf.filled().get(known..).unwrap_or_default());
             return Poll::Ready(result);
         }
         let Some(deadline) = this.pulse.silence_ends() else {
@@ -222,6 +252,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Timed<S> {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        if this.muted {
+            return Poll::Ready(Ok(buf.len()));
+        }
         let result = Pin::new(&mut this.io).poll_write(cx, buf);
         this.watch(cx, result)
     }
@@ -232,6 +265,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Timed<S> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        if this.muted {
+            return Poll::Ready(Ok(bufs.iter().map(|buf| buf.len()).sum()));
+        }
         let result = Pin::new(&mut this.io).poll_write_vectored(cx, bufs);
         this.watch(cx, result)
     }

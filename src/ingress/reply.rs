@@ -52,6 +52,21 @@ pub(super) fn problem(refused: Refused, id: &HeaderValue, close: bool) -> Respon
     response
 }
 
+/// An answer where there is no request, in the form of HTTP/1.1.
+pub(super) fn last_words(refusal: Refusal) -> Bytes {
+    let (head, text) = problem(refusal.into(), &id_value(Id::new()), true).into_parts();
+    let mut bytes = format!("HTTP/1.1 {}\r\n", head.status).into_bytes();
+    for (name, value) in &head.headers {
+        bytes.extend_from_slice(name.as_str().as_bytes());
+        bytes.extend_from_slice(b": ");
+        bytes.extend_from_slice(value.as_bytes());
+        bytes.extend_from_slice(b"\r\n");
+    }
+    bytes.extend_from_slice(format!("content-length: {}\r\n\r\n", text.len()).as_bytes());
+    bytes.extend_from_slice(&text);
+    bytes.into()
+}
+
 /// Every part is ours and needs no escape: a test reads them all.
 fn text(refusal: Refusal, status: StatusCode, id: &HeaderValue) -> Bytes {
     let text = format!(

@@ -12,18 +12,17 @@ use bytes::Bytes;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::server::TlsStream;
 
-use crate::clock::Id;
 use crate::outcome::Refusal;
 use crate::wire::http::{FIELDS_MAX, HEAD_BYTES_MAX};
 
 use super::Ingress;
 use super::pulse::Timed;
-use super::reply::{id_value, problem};
+use super::reply::last_words;
 use super::taking::Beside;
 use super::visitor::Visitor;
 
@@ -142,9 +141,9 @@ impl Ingress {
         self.deny(visitor, refusal, "");
     }
 
-    /// Sends `last` and says that we are done, then reads what still comes for a while: a socket that is closed with unread bytes is
-    /// reset, and the client would lose the answer.
-    async fn farewell(&self, mut io: Io, last: Bytes) {
+    /// Sends `last` and says that we are done, then reads what still comes for a while: a socket that is closed with
+    /// unread bytes is reset, and the client would lose the answer.
+    pub(super) async fn farewell(&self, mut io: impl AsyncRead + AsyncWrite + Unpin, last: Bytes) {
         const BYTES_MAX: usize = 16 * 1024 * 1024;
         const BUFFER_BYTES: usize = 16 * 1024;
         let rest = async {
@@ -161,19 +160,4 @@ impl Ingress {
         };
         timeout(self.timers.linger, rest).await.ok(); // it is over either way
     }
-}
-
-/// An answer where there is no request, in the form of HTTP/1.1.
-fn last_words(refusal: Refusal) -> Bytes {
-    let (head, text) = problem(refusal.into(), &id_value(Id::new()), true).into_parts();
-    let mut bytes = format!("HTTP/1.1 {}\r\n", head.status).into_bytes();
-    for (name, value) in &head.headers {
-        bytes.extend_from_slice(name.as_str().as_bytes());
-        bytes.extend_from_slice(b": ");
-        bytes.extend_from_slice(value.as_bytes());
-        bytes.extend_from_slice(b"\r\n");
-    }
-    bytes.extend_from_slice(format!("content-length: {}\r\n\r\n", text.len()).as_bytes());
-    bytes.extend_from_slice(&text);
-    bytes.into()
 }

@@ -220,8 +220,12 @@ pub fn clean_request(headers: &mut HeaderMap) {
     }
 }
 
-/// Removes from a response what belongs to the upstream's connection.
+/// Removes from a response what belongs to the upstream's connection. A length beside chunks counts for nothing
+/// (RFC 9112 section 6.3), and passed on it would cut the body.
 pub fn clean_response(headers: &mut HeaderMap) {
+    if headers.contains_key(header::TRANSFER_ENCODING) {
+        headers.remove(header::CONTENT_LENGTH);
+    }
     clean(headers, of_connection);
 }
 

@@ -250,3 +250,23 @@ async fn head_requests_and_empty_answers_are_served() {
         edge.records()
     );
 }
+
+#[tokio::test]
+async fn a_length_beside_chunks_does_not_cut_the_answer() {
+    let odd = raw_upstream(|mut tcp| async move {
+        let mut head = [0; 1024];
+        let _count = tcp.read(&mut head).await;
+        tcp.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n6\r\n world\r\n0\r\n\r\n")
+            .await
+            .ok();
+    });
+    let edge = Edge::start(&Plan::new(odd)).await;
+    let answer = edge.talk(GET).await;
+    assert!(!answer.contains("content-length"), "{answer}");
+    let text: String = answer.split("\r\n").collect();
+    assert!(
+        text.contains("hello") && text.contains(" world"),
+        "{answer}"
+    );
+    edge.record(&["after", "served", r#""bytes_out":11"#]).await;
+}

@@ -293,3 +293,25 @@ async fn over_the_limit_a_client_hears_when_to_come_back_and_another_is_served()
     edge.record(&["denied", "rate_limited", "198.51.100.8"])
         .await;
 }
+
+#[tokio::test]
+async fn plain_http_is_told_that_this_port_speaks_https() {
+    let edge = Edge::start(&Plan::new(mirror())).await;
+    let mut tcp = socket::connect(edge.at).await.unwrap();
+    tcp.write_all(GET.as_bytes()).await.unwrap();
+    let answer = read_for(&mut tcp, Duration::from_secs(1)).await;
+    assert!(
+        answer.starts_with("HTTP/1.1 400 Bad Request\r\n"),
+        "{answer:?}"
+    );
+    assert!(
+        answer.contains("https://") && answer.ends_with("}\n"),
+        "{answer:?}"
+    );
+    edge.record(&["denied", "plain_http"]).await;
+    let mut tcp = socket::connect(edge.at).await.unwrap();
+    tcp.write_all(b"\x16\x03\x01\x00\x05hello").await.unwrap();
+    let alert = read_for(&mut tcp, Duration::from_secs(1)).await;
+    assert!(!alert.contains("HTTP"), "{alert:?}");
+    edge.record(&["denied", "handshake_failed"]).await;
+}

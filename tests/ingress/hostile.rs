@@ -79,7 +79,7 @@ async fn an_http2_connection_that_breaks_the_rules_is_closed() {
 async fn what_is_not_tls_is_closed_and_counted() {
     let edge = Edge::start(&Plan::new(mirror())).await;
     let mut tcp = socket::connect(edge.at).await.unwrap();
-    tcp.write_all(b"GET / HTTP/1.1\r\nHost: tools.example.com\r\n\r\n")
+    tcp.write_all(b"\0GET / HTTP/1.1\r\nHost: tools.example.com\r\n\r\n")
         .await
         .unwrap();
     let answer = read_for(&mut tcp, Duration::from_secs(1)).await;

@@ -118,8 +118,8 @@ fn invitation(arguments: &Arguments, folder: &Path, destination: SocketAddr) -> 
          Try, in another terminal:\n\n  \
          curl --cacert {cert} 'https://{https}/api/hello?page=1&token=secret'\n  \
          curl --cacert {cert} -N --max-time 5 https://{https}/events\n  \
-         curl --noproxy '' -x http://{proxy} http://{destination}/whoami\n  \
-         curl --noproxy '' -x socks5h://{proxy} http://169.254.169.254/\n\n\
+         curl --noproxy '' -x socks5h://{proxy} http://{destination}/whoami\n  \
+         curl --noproxy '' -x http://{proxy} http://169.254.169.254/\n\n\
          Or open https://{https} in a browser. Metrics: http://{admin}/metrics\n\
          The audit records, as they happen (Ctrl-C ends the demo and removes {folder}):\n\n",
         cert = cert.display(),

@@ -79,6 +79,22 @@ fn every_example_loads_without_a_warning() {
 }
 
 #[test]
+fn the_configurations_in_the_readme_load() {
+    let readme = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
+    let text = std::fs::read_to_string(readme).unwrap();
+    let blocks: Vec<_> = text
+        .split("```toml\n")
+        .skip(1)
+        .filter_map(|rest| rest.split("```").next())
+        .collect();
+    assert!(!blocks.is_empty());
+    for block in blocks {
+        let (_, warnings) = accepted(block);
+        assert!(warnings.is_empty(), "{warnings:?}");
+    }
+}
+
+#[test]
 fn the_full_example_has_every_key() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/full.toml");
     let text = std::fs::read_to_string(&path).unwrap();

@@ -237,6 +237,7 @@ state_dir = "{state}"
 workers = 1
 drain_deadline = "1s"
 max_sessions = 16000
+max_sessions_per_client = 16000
 
 [admin]
 listen = "{admin}"

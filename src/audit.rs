@@ -4,8 +4,8 @@
 //! the route was told to continue without). Whoever holds an [`Admitted`] ends it with [`Admitted::complete`]; one
 //! that is dropped ends itself as aborted. Every BEFORE therefore has exactly one terminal record.
 //!
-//! ```compile_fail
-//! let forged = tollgate::audit::Admitted { entry: todo!() };
+//! ```compile_fail,E0063
+//! let forged = tollgate::audit::Admitted {};
 //! ```
 
 use std::future::poll_fn;

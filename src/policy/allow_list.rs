@@ -13,7 +13,12 @@ pub struct AllowList {
     deny: PrefixSet,
 }
 
-/// Proof that a client address was judged: the canonical one, used by limit, log and forwarded headers.
+/// Proof that a client address was judged: the canonical one, used by limit, log and forwarded headers. Only
+/// [`AllowList::admit`] makes one:
+///
+/// ```compile_fail,E0423
+/// let client = tollgate::policy::allow_list::Client(std::net::Ipv4Addr::LOCALHOST.into());
+/// ```
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Client(IpAddr);
 

@@ -48,6 +48,10 @@ struct Special {
 }
 
 /// Proof that a destination may be resolved and dialled, under the conditions of the rule that said so.
+///
+/// ```compile_fail,E0063
+/// let allowed = tollgate::policy::destination::Allowed {};
+/// ```
 #[derive(Clone, Debug)]
 pub struct Allowed {
     destination: Destination,

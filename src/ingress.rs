@@ -195,6 +195,9 @@ impl Ingress {
             self.timers.idle
         };
         pulse.serve(frames, idle);
+        if !tls.wants_read() {
+            pulse.heard(); // the first head, or its beginning, came in one piece with the end of the handshake
+        }
         let visitor = Visitor {
             listen,
             local: local.ip().to_canonical(),

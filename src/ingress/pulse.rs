@@ -89,7 +89,8 @@ impl Pulse {
         self.phase.store(phase, Ordering::Relaxed);
     }
 
-    fn heard(&self) {
+    /// Bytes have come: between requests of HTTP/1 they begin a head.
+    pub(super) fn heard(&self) {
         if self.phase.load(Ordering::Relaxed) == IDLE && self.busy.load(Ordering::Relaxed) == 0 {
             self.enter(HEAD);
         }

@@ -315,3 +315,17 @@ async fn plain_http_is_told_that_this_port_speaks_https() {
     assert!(!alert.contains("HTTP"), "{alert:?}");
     edge.record(&["denied", "handshake_failed"]).await;
 }
+
+#[tokio::test]
+async fn a_head_that_begins_with_the_end_of_the_handshake_is_timed_too() {
+    let mut plan = Plan::new(mirror());
+    plan.timers.head = Duration::from_millis(300);
+    let edge = Edge::start(&plan).await;
+    for _ in 0..10 {
+        let tcp = socket::connect(edge.at).await.unwrap();
+        let first = b"GET / HTTP/1.1\r\nHo";
+        let mut slow = edge.client_saying(tcp, "http/1.1", first).await.unwrap();
+        let answer = read_for(&mut slow, Duration::from_secs(2)).await;
+        assert!(answer.starts_with("HTTP/1.1 408 "), "{answer:?}");
+    }
+}

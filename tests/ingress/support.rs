@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -277,6 +278,16 @@ impl Edge {
         tcp: TcpStream,
         protocol: &str,
     ) -> std::io::Result<TlsStream<TcpStream>> {
+        self.client_saying(tcp, protocol, b"").await
+    }
+
+    /// A client whose `first` bytes leave in one piece with the end of its handshake.
+    pub(crate) async fn client_saying(
+        &self,
+        tcp: TcpStream,
+        protocol: &str,
+        first: &[u8],
+    ) -> std::io::Result<TlsStream<TcpStream>> {
         let mut roots = RootCertStore::empty();
         roots.add(self.certificate.clone()).unwrap();
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -288,7 +299,7 @@ impl Edge {
         config.alpn_protocols = vec![protocol.as_bytes().to_vec()];
         let name = ServerName::try_from(HOST).unwrap();
         TlsConnector::from(Arc::new(config))
-            .connect(name, tcp)
+            .connect_with(name, tcp, |tls| tls.writer().write_all(first).unwrap())
             .await
     }
 

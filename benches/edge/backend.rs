@@ -1,12 +1,13 @@
 //! What stands behind the proxies: nginx with a page of 1 KiB and a file of 100 MiB, and a sink for uploads.
 //!
 //! Both are the same for every side. The sink is a few threads of the benchmark itself: it reads a body of the
-//! announced length and answers when it has all of it.
+//! announced length and answers when it has all of it, if it was what the client sent.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use anyhow::Result;
 
@@ -15,6 +16,8 @@ use crate::sides::nginx_head;
 
 pub(crate) const PAGE_BYTES: usize = 1024;
 pub(crate) const FILE_BYTES: u64 = 100 << 20;
+/// Every big body repeats after this many bytes.
+pub(crate) const PATTERN_BYTES: usize = 1 << 20;
 
 /// Which way through Tollgate is measured.
 #[derive(Clone, Copy, Eq, PartialEq)]
@@ -44,7 +47,10 @@ impl Backend {
         let root = folder.join("pages");
         fs::create_dir_all(&root)?;
         fs::write(root.join("index.html"), vec![b'x'; PAGE_BYTES])?;
-        fs::File::create(root.join("big"))?.set_len(FILE_BYTES)?;
+        let mut big = fs::File::create(root.join("big"))?;
+        for _ in 0..FILE_BYTES / PATTERN_BYTES as u64 {
+            big.write_all(pattern())?;
+        }
         let server = format!(
             "sendfile on; open_file_cache max=8;\nserver {{ listen {pages} backlog=4096; root {}; }}\n}}\n",
             root.display()
@@ -78,7 +84,7 @@ fn sink() -> Result<SocketAddr> {
     Ok(address)
 }
 
-fn swallow(tcp: TcpStream) -> std::io::Result<()> {
+fn swallow(tcp: TcpStream) -> io::Result<()> {
     let mut out = tcp.try_clone()?;
     let mut input = BufReader::with_capacity(256 << 10, tcp);
     loop {
@@ -96,7 +102,46 @@ fn swallow(tcp: TcpStream) -> std::io::Result<()> {
                 _ => {}
             }
         }
-        std::io::copy(&mut input.by_ref().take(length), &mut std::io::sink())?;
-        out.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")?;
+        let status = match take_pattern(&mut input, length)? {
+            true => "200 OK",
+            false => "422 Unprocessable Content",
+        };
+        write!(out, "HTTP/1.1 {status}\r\nContent-Length: 2\r\n\r\nok")?;
     }
+}
+
+/// Reads `length` bytes; whether they were the pattern. A body that ends early is an error.
+pub(crate) fn take_pattern(input: &mut impl BufRead, length: u64) -> io::Result<bool> {
+    let (pattern, mut had, mut right) = (pattern(), 0, true);
+    while had < length {
+        let place = (had % PATTERN_BYTES as u64) as usize;
+        let wanted = pattern.get(place..).unwrap_or_default();
+        let fresh = input.fill_buf()?;
+        let most = usize::try_from(length - had).unwrap_or(usize::MAX);
+        let count = fresh.len().min(wanted.len()).min(most);
+        if count == 0 {
+            let problem = format!("ended after {had} of {length} bytes");
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, problem));
+        }
+        right &= fresh.get(..count) == wanted.get(..count);
+        input.consume(count);
+        had += count as u64;
+    }
+    Ok(right)
+}
+
+/// What no proxy gets right by chance, the same in every run (xorshift).
+pub(crate) fn pattern() -> &'static [u8] {
+    static PATTERN: OnceLock<Vec<u8>> = OnceLock::new();
+    PATTERN.get_or_init(|| {
+        let mut state = 0x9E37_79B9_7F4A_7C15_u64;
+        let mut pattern = Vec::with_capacity(PATTERN_BYTES);
+        while pattern.len() < PATTERN_BYTES {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            pattern.extend_from_slice(&state.to_le_bytes());
+        }
+        pattern
+    })
 }

@@ -7,8 +7,8 @@ use crate::compare::Ground;
 use crate::load;
 use crate::sides::Kind;
 
-const CONNECTIONS: usize = 2_000;
-const CONNECTIONS_QUICK: usize = 500;
+const CONNECTIONS: usize = 5_000;
+const CONNECTIONS_QUICK: usize = 1_000;
 
 pub(crate) fn memory(ground: &Ground, quick: bool) -> Result<bool> {
     let count = if quick {
@@ -27,7 +27,7 @@ pub(crate) fn memory(ground: &Ground, quick: bool) -> Result<bool> {
         for side in &sides {
             drop(load::idle(side, &config)?);
             let empty = side.child.pss_kib()?;
-            let held: Vec<_> = (0..count)
+            let mut held: Vec<_> = (0..count)
                 .filter_map(|_| load::idle(side, &config).ok())
                 .collect();
             ensure!(
@@ -36,6 +36,15 @@ pub(crate) fn memory(ground: &Ground, quick: bool) -> Result<bool> {
                 held.len()
             );
             let full = side.child.pss_kib()?;
+            let open = held
+                .iter_mut()
+                .map(load::is_open)
+                .filter(|open| *open)
+                .count();
+            ensure!(
+                open == count,
+                "only {open} of {count} were left open long enough"
+            );
             let each = full.saturating_sub(empty) as f64 / count as f64;
             println!("  {:18} {empty:12} {full:12} {each:16.1}", side.name);
         }

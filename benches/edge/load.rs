@@ -2,7 +2,7 @@
 //!
 //! Each function puts a piece of load on one side and says how many units were served and how many went wrong.
 
-use std::io::{Read, Write};
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,8 +11,8 @@ use anyhow::{Context, Result, ensure};
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
-use crate::backend::{Backend, FILE_BYTES, Way};
-use crate::child::run_bounded;
+use crate::backend::{Backend, FILE_BYTES, PATTERN_BYTES, Way, pattern, take_pattern};
+use crate::child::{run_bounded, socket_queues};
 use crate::sides::Side;
 
 /// What a piece of load came to.
@@ -23,9 +23,10 @@ pub(crate) struct Served {
     pub(crate) seconds: f64,
 }
 
-/// No single transfer takes longer.
+/// A transfer without a byte for this long stands still.
 const SOCKET_LIMIT: Duration = Duration::from_secs(20);
 const THREADS: u64 = 4;
+const BUFFER_BYTES: usize = 256 << 10;
 
 /// HTTPS/1.1, keep-alive, 64 connections.
 pub(crate) fn requests(side: &Side, seconds: u32) -> Result<Served> {
@@ -96,8 +97,8 @@ pub(crate) fn handshakes(side: &Side, to: &Backend, count: u64) -> Result<Served
 pub(crate) fn downloads(side: &Side, to: &Backend, count: u64) -> Result<Served> {
     let (config, address, way, pages) = (client(to)?, side.address, to.way, to.pages);
     shared(count, move || match way {
-        Way::In => download(tls(&config, address)?),
-        Way::Out => download(tunnel(address, pages)?),
+        Way::In => moving(tls(&config, address)?, pages, |tls| &tls.sock, download),
+        Way::Out => moving(tunnel(address, pages)?, pages, |tcp| tcp, download),
     })
 }
 
@@ -105,8 +106,8 @@ pub(crate) fn downloads(side: &Side, to: &Backend, count: u64) -> Result<Served>
 pub(crate) fn uploads(side: &Side, to: &Backend, count: u64) -> Result<Served> {
     let (config, address, way, sink) = (client(to)?, side.address, to.way, to.sink);
     shared(count, move || match way {
-        Way::In => upload(tls(&config, address)?),
-        Way::Out => upload(tunnel(address, sink)?),
+        Way::In => moving(tls(&config, address)?, sink, |tls| &tls.sock, upload),
+        Way::Out => moving(tunnel(address, sink)?, sink, |tcp| tcp, upload),
     })
 }
 
@@ -136,6 +137,13 @@ pub(crate) fn idle(
     stream.write_all(b"HEAD / HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
     ensure!(stream.read(&mut [0; 4096])? > 0, "closed");
     Ok(stream)
+}
+
+/// Whether the other side has neither ended nor reset it.
+pub(crate) fn is_open(stream: &mut StreamOwned<ClientConnection, TcpStream>) -> bool {
+    let nonblocking = stream.sock.set_nonblocking(true);
+    let read = stream.read(&mut [0]);
+    nonblocking.is_ok() && read.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
 }
 
 /// TLS 1.3 with X25519 and TLS_AES_128_GCM_SHA256, which both sides speak and browsers ask for; no resumption.
@@ -189,34 +197,68 @@ fn connect(address: SocketAddr) -> Result<TcpStream> {
     Ok(tcp)
 }
 
-fn download(mut stream: impl Read + Write) -> Result<f64> {
-    stream.write_all(b"GET /big HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
-    let (mut buffer, mut taken) = (vec![0; 256 << 10], 0);
-    while taken < FILE_BYTES {
-        let count = stream.read(&mut buffer)?;
-        ensure!(count > 0, "ended after {taken} bytes");
-        taken += count as u64;
+/// Runs `transfer`; one that stands still shows the queues of its sockets, before they are closed.
+fn moving<S>(
+    mut stream: S,
+    behind: SocketAddr,
+    socket: impl Fn(&S) -> &TcpStream,
+    transfer: impl Fn(&mut S) -> Result<()>,
+) -> Result<f64> {
+    let done = transfer(&mut stream);
+    let waited = |error: &anyhow::Error| {
+        let error = error.downcast_ref::<io::Error>().map(io::Error::kind);
+        matches!(error, Some(ErrorKind::WouldBlock | ErrorKind::TimedOut))
+    };
+    if let Err(error) = done {
+        ensure!(waited(&error), error);
+        let own = socket_queues(socket(&stream).local_addr()?.port());
+        let behind = socket_queues(behind.port());
+        return Err(error.context(format!("stood still\n{own}\n{behind}")));
     }
     Ok(FILE_BYTES as f64 / f64::from(1 << 30))
 }
 
-fn upload(mut stream: impl Read + Write) -> Result<f64> {
+fn download(stream: &mut (impl Read + Write)) -> Result<()> {
+    stream.write_all(b"GET /big HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
+    let mut input = BufReader::with_capacity(BUFFER_BYTES, stream);
+    let length = answer(&mut input)?;
+    ensure!(length == FILE_BYTES, "announced {length} bytes");
+    ensure!(take_pattern(&mut input, length)?, "other bytes came out");
+    Ok(())
+}
+
+fn upload(stream: &mut (impl Read + Write)) -> Result<()> {
     write!(
         stream,
         "POST /sink HTTP/1.1\r\nHost: localhost\r\nContent-Length: {FILE_BYTES}\r\n\r\n"
     )?;
-    let piece = vec![0; 256 << 10];
-    for _ in 0..FILE_BYTES / piece.len() as u64 {
-        stream.write_all(&piece)?;
+    for _ in 0..FILE_BYTES / PATTERN_BYTES as u64 {
+        for piece in pattern().chunks(BUFFER_BYTES) {
+            stream.write_all(piece)?;
+        }
     }
-    let mut answer = [0; 12];
-    stream.read_exact(&mut answer)?;
-    ensure!(
-        answer.starts_with(b"HTTP/1.1 200"),
-        "{}",
-        String::from_utf8_lossy(&answer)
-    );
-    Ok(FILE_BYTES as f64 / f64::from(1 << 30))
+    stream.flush()?;
+    answer(&mut BufReader::new(stream)).map(drop)
+}
+
+/// The head of an answer with status 200; gives the length of its body.
+fn answer(input: &mut impl BufRead) -> Result<u64> {
+    let (mut head, mut length) = (String::new(), None);
+    loop {
+        let begin = head.len();
+        input.read_line(&mut head)?;
+        let line = head.get(begin..).unwrap_or_default();
+        ensure!(!line.is_empty(), "ended within the head: {head:?}");
+        match line.trim_end().split_once(':') {
+            Some((name, value)) if name.eq_ignore_ascii_case("content-length") => {
+                length = Some(value.trim().parse()?);
+            }
+            None if line.trim_end().is_empty() => break,
+            _ => {}
+        }
+    }
+    ensure!(head.starts_with("HTTP/1.1 200"), "answered {head:?}");
+    length.context("no content-length")
 }
 
 /// Does `work` `count` times on a few threads. Its first error is told, all are counted.
@@ -253,7 +295,6 @@ fn shared(count: u64, work: impl Fn() -> Result<f64> + Sync) -> Result<Served> {
         seconds: 0.0,
     };
     let all = parts.into_iter().fold(Served::default(), sum);
-    ensure!(all.units > 0.0, "nothing was served");
     Ok(Served {
         seconds: begin.elapsed().as_secs_f64(),
         ..all

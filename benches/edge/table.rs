@@ -5,8 +5,8 @@ use crate::load::Served;
 /// One side's rounds.
 pub(crate) struct Column {
     name: String,
-    /// CPU per unit.
-    values: Vec<f64>,
+    /// CPU per unit; `None` for a round with errors, which is in no statistic.
+    values: Vec<Option<f64>>,
     rates: Vec<f64>,
     errors: u64,
 }
@@ -29,9 +29,18 @@ impl Column {
     }
 
     pub(crate) fn add(&mut self, value: f64, served: Served) {
-        self.values.push(value);
+        let clean = served.errors == 0 && served.units > 0.0;
+        self.values.push(clean.then_some(value));
         self.rates.push(served.units / served.seconds);
         self.errors += served.errors;
+    }
+
+    /// How many, and in how many rounds that do not count for it.
+    fn errors(&self) -> String {
+        match self.values.iter().filter(|value| value.is_none()).count() {
+            0 => self.errors.to_string(),
+            bad => format!("{} in {bad} bad rounds", self.errors),
+        }
     }
 }
 
@@ -53,20 +62,24 @@ impl Table<'_> {
             "errors"
         );
         for column in &self.columns {
-            let pairs = || column.values.iter().zip(&peer.values);
+            let pairs = || {
+                let both = column.values.iter().zip(&peer.values);
+                both.filter_map(|(own, peers)| (*own).zip(*peers))
+            };
+            let values = || column.values.iter().copied().flatten();
             let [ratio, r1, r3] = quartiles(pairs().map(|(own, peers)| own / peers));
             let [added, a1, a3] = quartiles(pairs().map(|(own, peers)| own - peers));
-            let [value, ..] = quartiles(column.values.iter().copied());
+            let [value, ..] = quartiles(values());
             let [rate, ..] = quartiles(column.rates.iter().copied());
-            let least = column.values.iter().copied().fold(f64::MAX, f64::min);
-            let most = column.values.iter().copied().fold(0.0, f64::max);
+            let least = values().fold(f64::NAN, f64::min);
+            let most = values().fold(f64::NAN, f64::max);
             println!(
-                "  {:18} {value:13.3} {:>17} {:>24} {:>24} {rate:9.0} {:6}",
+                "  {:18} {value:13.3} {:>17} {:>24} {:>24} {rate:9.2} {:>6}",
                 column.name,
                 format!("{least:.3}-{most:.3}"),
                 format!("{ratio:.2} [{r1:.2}-{r3:.2}]"),
                 format!("{added:+.2} [{a1:+.2}..{a3:+.2}]"),
-                column.errors
+                column.errors()
             );
         }
         println!();
@@ -74,7 +87,7 @@ impl Table<'_> {
     }
 }
 
-/// Median, lower and upper quartile.
+/// Median, lower and upper quartile; no numbers if there are none.
 fn quartiles(values: impl Iterator<Item = f64>) -> [f64; 3] {
     let mut sorted: Vec<f64> = values.collect();
     sorted.sort_by(f64::total_cmp);

@@ -39,7 +39,7 @@ struct Args {
     /// Rounds that count; one more is run first and dropped
     #[arg(long, default_value_t = 5)]
     rounds: usize,
-    /// Length of one measurement
+    /// Length of one measurement, if it does not come to 100,000 entries before
     #[arg(long, default_value_t = 1)]
     seconds: u64,
     /// Entries at once, which is the size of a batch
@@ -98,6 +98,11 @@ struct Shift {
 }
 
 const WARM_UP: Duration = Duration::from_millis(200);
+const WARM_UP_ENTRIES: u64 = 5_000;
+/// A measurement ends here if not by its time: it bounds what is written, and verified, and still to be written back
+/// when the next one begins.
+const ENTRIES_MAX: u64 = 100_000;
+const POLL: Duration = Duration::from_millis(2);
 const END_LIMIT: Duration = Duration::from_secs(10);
 const SIDES: [Side; 3] = [Side::Nothing, Side::Write, Side::Sync];
 const CLIENT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(203, 0, 113, 9)), 41_000);
@@ -203,16 +208,16 @@ fn measure(side: Side, at_once: usize, args: &Args) -> Result<Sample> {
     for _ in 0..at_once {
         workers.crew().run_on(0, Arc::clone(&shift).work());
     }
-    sleep(WARM_UP);
+    shift.until(WARM_UP, WARM_UP_ENTRIES);
     let (start, before, first) = (clock::now(), Cpu::now()?, shift.entries());
     let batches = metrics.journal_syncs.get();
-    sleep(Duration::from_secs(args.seconds));
+    shift.until(Duration::from_secs(args.seconds), ENTRIES_MAX);
     let (after, last) = (Cpu::now()?, shift.entries());
     let (lasted, batches) = (start.elapsed(), metrics.journal_syncs.get() - batches);
     shift.over.store(true, Ordering::Relaxed);
     let end = clock::now();
     while Arc::strong_count(&shift) > 1 && end.elapsed() < END_LIMIT {
-        sleep(Duration::from_millis(1));
+        sleep(POLL);
     }
     ensure!(Arc::strong_count(&shift) == 1, "{side:?}: the tasks hang");
     workers.stop();
@@ -275,6 +280,15 @@ fn hold(side: Side, folder: &Path, shift: &Shift) -> Result<f64> {
 impl Shift {
     fn entries(&self) -> u64 {
         self.entries.load(Ordering::Relaxed)
+    }
+
+    /// Waits for the time to pass, or for so many further entries.
+    fn until(&self, time: Duration, entries: u64) {
+        let (start, first) = (clock::now(), self.entries());
+        let enough = || self.journal.is_some() && self.entries() - first >= entries;
+        while start.elapsed() < time && !enough() {
+            sleep(POLL);
+        }
     }
 
     /// One entry after another.

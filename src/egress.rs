@@ -272,6 +272,8 @@ impl Egress {
     /// Counts and records what was refused before it was admitted.
     fn denied(&self, listener: SocketAddr, peer: Peer, target: &str, refusal: Refusal) {
         self.metrics.refused(Way::Egress, refusal);
+        self.metrics
+            .unanswered(listener, peer.socket().ip(), refusal);
         self.journal.deny(&Denied {
             way: Way::Egress,
             listener,

@@ -170,7 +170,7 @@ refusals! {
         "this request has been through this proxy before; check the proxy settings of the destination";
     /// The bytes are not what the protocol asks for.
     Malformed = "malformed", Client, 400, 1, "http_request_error",
-        "the request is malformed";
+        "the request is malformed; send what RFC 9112 (HTTP), RFC 1928 (SOCKS) or the PROXY protocol prescribes";
     /// The host is not a name or address in canonical form.
     NameInvalid = "name_invalid", Client, 400, 8, "http_request_error",
         "the destination is not a valid host name or address with a port";

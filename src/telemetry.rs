@@ -4,6 +4,8 @@
 //! outsider can grow a table. Counters are made at start; counting is one atomic addition.
 
 use std::fmt::Write as _;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
@@ -16,6 +18,7 @@ use tracing_subscriber::fmt;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
+use crate::clock;
 use crate::outcome::Refusal;
 
 /// The two ways through the house, as a label and a record field.
@@ -40,6 +43,8 @@ impl Way {
 /// All metrics of one process. Cheap to share behind an `Arc`; nothing in it locks on the hot path.
 pub struct Metrics {
     registry: Registry,
+    /// The second in which something was said by [`Self::unanswered`].
+    told: AtomicU64,
     refusals: Box<[[Counter; Refusal::ALL.len()]; 2]>,
     responses: [Counter; 6],
     /// Sessions open now, per way.
@@ -159,6 +164,7 @@ impl Metrics {
             journal_sync_seconds: Histogram::new(exponential_buckets(0.000_05, 2.0, 18)),
             fixed_address: ["ipv4", "ipv6"].map(|f| one(&family, FamilyLabel { family: f })),
             registry,
+            told: AtomicU64::new(0),
             journal_records: Counter::default(),
             journal_syncs: Counter::default(),
             journal_healthy: Gauge::default(),
@@ -230,6 +236,23 @@ impl Metrics {
         {
             counter.inc();
         }
+    }
+
+    /// Says on standard error what a client did wrong where it may have got no answer that says so: at most one line a
+    /// second, so that nobody can fill the diagnostics. The record of the denial is there in any case.
+    pub fn unanswered(&self, listener: SocketAddr, client: IpAddr, refusal: Refusal) {
+        let mute = !matches!(
+            refusal,
+            Refusal::HandshakeFailed
+                | Refusal::HandshakeTimeout
+                | Refusal::HeadTooLarge
+                | Refusal::Malformed
+        );
+        let second = clock::wall_ns() / 1_000_000_000;
+        if mute || self.told.swap(second, Ordering::Relaxed) == second {
+            return;
+        }
+        tracing::info!(%listener, %client, reason = refusal.code(), "not served: {refusal}");
     }
 
     /// Counts one response of the ingress.

@@ -159,7 +159,7 @@ async fn a_dripping_head_is_ended_too() {
 
 #[test]
 fn garbage_on_every_listener_ends_nothing() {
-    let place = Place::new();
+    let (place, begin) = (Place::new(), Instant::now());
     let upstream = Upstream::start();
     let destination = Upstream::start();
     let forward = free_port();
@@ -213,6 +213,16 @@ fn garbage_on_every_listener_ends_nothing() {
     assert!(!gate.stderr().contains("panicked"), "{}", gate.stderr());
     assert!(gate.stop(Duration::from_secs(20)).success());
     place.verify();
+    let told = gate.stderr();
+    let lines = told
+        .lines()
+        .filter(|line| line.contains("not served: "))
+        .count();
+    assert!(
+        told.contains("RFC 9112"),
+        "nobody says what is wrong: {told}"
+    );
+    assert!(lines <= 60, "{lines} lines for a handful of seconds");
 }
 
 /// Heads that are too large are told so by a status, not by silence.

@@ -134,6 +134,7 @@ impl Ingress {
         target: &str,
     ) {
         self.metrics.refused(Way::Ingress, refusal);
+        self.metrics.unanswered(listener, client, refusal);
         self.journal.deny(&Denied {
             way: Way::Ingress,
             listener,

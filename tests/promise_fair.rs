@@ -218,11 +218,8 @@ fn garbage_on_every_listener_ends_nothing() {
         .lines()
         .filter(|line| line.contains("not served: "))
         .count();
-    assert!(
-        told.contains("RFC 9112"),
-        "nobody says what is wrong: {told}"
-    );
-    assert!(lines <= 60, "{lines} lines for a handful of seconds");
+    let most = begin.elapsed().as_secs() as usize + 2;
+    assert!((1..=most).contains(&lines), "{lines} lines: {told}");
 }
 
 /// Heads that are too large are told so by a status, not by silence.

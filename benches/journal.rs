@@ -2,9 +2,10 @@
 //! AFTER record.
 //!
 //! One worker with the park hook of the real house admits and completes the facts of a typical request, so many at
-//! once, as fast as it can. Everything is on one core. CPU is what the scheduler counted for the worker, the writer
-//! and the thread that makes spare segments; the kernel's own threads (write-back, the file system's journal) are not
-//! in it. After each measurement the log is verified: one that does not hold every entry is an error.
+//! once, as fast as it can. Everything is on one core. CPU is what the scheduler counted for the worker and the writer
+//! meanwhile, and an entry's share, by its bytes, of what it took to make segments ahead; the kernel's own threads
+//! (write-back, the file system's journal) are not in it. After each measurement the log is verified: one that does
+//! not hold every entry is an error.
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -20,7 +21,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::sleep;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use rustix::thread::{CpuSet, sched_setaffinity};
 use tollgate::addr::Peer;
@@ -97,6 +98,10 @@ struct Shift {
     refused: AtomicU64,
 }
 
+/// Names of the threads that are looked at, as the kernel cuts them, to 15 bytes.
+const WORKER: &str = "tollgate-0";
+const WRITER: &str = "tollgate-journa";
+const SPARE: &str = "tollgate-spare";
 const WARM_UP: Duration = Duration::from_millis(200);
 const WARM_UP_ENTRIES: u64 = 5_000;
 /// A measurement ends here if not by its time: it bounds what is written, and verified, and still to be written back
@@ -104,6 +109,11 @@ const WARM_UP_ENTRIES: u64 = 5_000;
 const ENTRIES_MAX: u64 = 100_000;
 const POLL: Duration = Duration::from_millis(2);
 const END_LIMIT: Duration = Duration::from_secs(10);
+/// Segments as the product makes them: the first of a process is smaller, so a measurement begins beside a full one.
+const FIRST_SEGMENT_BYTES: u64 = 4 << 20;
+const SEGMENT_BYTES: u64 = 64 << 20;
+/// Making a segment is over when its thread has had nothing to do for so long.
+const QUIET: Duration = Duration::from_millis(50);
 const SIDES: [Side; 3] = [Side::Nothing, Side::Write, Side::Sync];
 const CLIENT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(203, 0, 113, 9)), 41_000);
 const LISTENER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 443);
@@ -189,6 +199,10 @@ fn measure(side: Side, at_once: usize, args: &Args) -> Result<Sample> {
         .with_context(|| format!("{}: no folder can be made", args.state_dir.display()))?;
     let metrics = Arc::new(Metrics::new());
     let journal = open(side, folder.path(), &metrics)?;
+    let spare_ns = match side {
+        Side::Nothing => 0,
+        Side::Write | Side::Sync => spare_made(folder.path())?,
+    };
     let key = journal.tag_key();
     let park = journal.clone();
     let workers = Workers::start(
@@ -225,11 +239,12 @@ fn measure(side: Side, at_once: usize, args: &Args) -> Result<Sample> {
     let bytes = hold(side, folder.path(), &shift)?;
     let entries = (last - first) as f64;
     ensure!(entries > 0.0, "{side:?}: nothing was admitted");
+    ensure!(before.worker > 0, "the worker's thread was not found");
     let each = |get: fn(&Cpu) -> u64| (get(&after) - get(&before)) as f64 / entries / 1e3;
     Ok(Sample {
         worker: each(|cpu| cpu.worker),
         writer: each(|cpu| cpu.writer),
-        spare: each(|cpu| cpu.spare),
+        spare: spare_ns as f64 / (FIRST_SEGMENT_BYTES + SEGMENT_BYTES) as f64 * bytes / 1e3,
         per_second: entries / lasted.as_secs_f64(),
         batch: entries / batches.max(1) as f64,
         bytes,
@@ -244,11 +259,29 @@ fn open(side: Side, folder: &Path, metrics: &Arc<Metrics>) -> Result<Journal> {
         },
         on_failure: OnFailure::Refuse,
         wait_budget: Duration::from_secs(5), // a slow disk is no error here
-        segment_bytes: 64 << 20,
+        segment_bytes: SEGMENT_BYTES,
         query_values: Vec::new(),
         secret_paths: Vec::new(),
     };
     Ok(Journal::open(folder, &settings, 1, Arc::clone(metrics))?)
+}
+
+/// Waits until the first two segments are made, and gives the CPU time that it took, in ns. The file has its size
+/// long before it is on disk: only a thread that waits for the next order, and not for the disk, has made it.
+fn spare_made(folder: &Path) -> Result<u64> {
+    let path = folder.join("audit/spare");
+    let begin = clock::now();
+    let mut since = begin;
+    while begin.elapsed() < END_LIMIT {
+        let made = fs::metadata(&path).is_ok_and(|file| file.len() == SEGMENT_BYTES);
+        if !(made && Cpu::is_spare_idle()?) {
+            since = clock::now();
+        } else if since.elapsed() > QUIET {
+            return Ok(Cpu::now()?.spare);
+        }
+        sleep(POLL);
+    }
+    bail!("no spare segment was made within {END_LIMIT:?}")
 }
 
 /// Sees to it that the log holds what was measured, and gives the bytes per entry.
@@ -347,25 +380,41 @@ impl Sample {
 }
 
 impl Cpu {
-    /// Of the threads that are there now; names are cut to 15 bytes by the kernel.
+    /// Of the threads that are there now.
     fn now() -> Result<Self> {
         let mut cpu = Self::default();
-        for task in fs::read_dir("/proc/self/task")? {
-            let task = task?.path();
-            let name = fs::read_to_string(task.join("comm"))?;
-            let part = match name.trim_end() {
-                "tollgate-0" => &mut cpu.worker,
-                "tollgate-journa" => &mut cpu.writer,
-                "tollgate-spare" => &mut cpu.spare,
+        for (name, task) in tasks()? {
+            let part = match name.as_str() {
+                WORKER => &mut cpu.worker,
+                WRITER => &mut cpu.writer,
+                SPARE => &mut cpu.spare,
                 _ => continue,
             };
             let times = fs::read_to_string(task.join("schedstat"))?;
             let ran = times.split_whitespace().next().context("no schedstat")?;
             *part += ran.parse::<u64>()?;
         }
-        ensure!(cpu.worker > 0, "no thread of the worker is there");
         Ok(cpu)
     }
+
+    /// Whether the thread that makes segments waits, for something else than the disk.
+    fn is_spare_idle() -> Result<bool> {
+        let spare = tasks()?.into_iter().find(|(name, _)| name == SPARE);
+        let (_, task) = spare.context("the thread that makes segments was not found")?;
+        let stat = fs::read_to_string(task.join("stat"))?;
+        let state = stat.rsplit(") ").next().unwrap_or_default();
+        Ok(state.starts_with('S'))
+    }
+}
+
+/// The threads of this process, by name.
+fn tasks() -> Result<Vec<(String, PathBuf)>> {
+    let named = |task: std::io::Result<fs::DirEntry>| -> Result<_> {
+        let task = task?.path();
+        let name = fs::read_to_string(task.join("comm"))?;
+        Ok((name.trim_end().to_owned(), task))
+    };
+    fs::read_dir("/proc/self/task")?.map(named).collect()
 }
 
 /// Median, least and most.

@@ -62,9 +62,9 @@ struct Args {
     /// Transfers each way in `stall`
     #[arg(long, default_value_t = 300)]
     count: u32,
-    /// Only these sides, as they are called in the tables
+    /// Only these sides; ratios are to the first that is left
     #[arg(long, value_delimiter = ',')]
-    sides: Vec<String>,
+    sides: Vec<sides::Kind>,
     /// Given by `cargo bench` to every benchmark
     #[arg(long, hide = true)]
     bench: bool,

@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use clap::ValueEnum;
 use rustix::process::geteuid;
 
 use crate::backend::Backend;
@@ -23,13 +24,16 @@ pub(crate) struct Side {
 }
 
 /// Which proxy, and how it is told to log.
-#[derive(Clone, Copy, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 pub(crate) enum Kind {
+    /// Without an access log
     Nginx,
-    /// With an access log in JSON, 64 KiB buffered, written once a second.
+    /// With an access log in JSON, 64 KiB buffered, written once a second
     NginxLog,
+    /// Without an access log
     Squid,
-    /// The log is down and `on_failure = "continue"`: nothing is recorded.
+    /// The log is down and `on_failure = "continue"`: nothing is recorded
+    #[value(name = "tollgate-no-log")]
     TollgateBare,
     /// `durability = "write"`
     TollgateWrite,
@@ -42,7 +46,8 @@ pub(crate) struct Makers {
     pub(crate) core: usize,
     pub(crate) load_core: usize,
     pub(crate) control: bool,
-    pub(crate) only: Vec<String>,
+    /// All if empty.
+    pub(crate) only: Vec<Kind>,
     pub(crate) tollgate: PathBuf,
 }
 
@@ -66,10 +71,7 @@ impl Kind {
 impl Makers {
     /// Starts the sides of one workload, the peer first. A control run has the peer twice instead of Tollgate.
     pub(crate) fn start(&self, kinds: &[Kind], folder: &Path, to: &Backend) -> Result<Vec<Side>> {
-        let wanted = |name: &str| {
-            let short = name.replace(", ", "-");
-            self.only.is_empty() || self.only.contains(&short)
-        };
+        let wanted = |kind: &Kind| self.only.is_empty() || self.only.contains(kind);
         let mut plan: Vec<(String, Kind)> = Vec::new();
         for kind in kinds {
             if kind.is_peer() || !self.control {
@@ -79,7 +81,7 @@ impl Makers {
         if let (true, Some(first)) = (self.control, kinds.first()) {
             plan.push((format!("{}, again", first.name()), *first));
         }
-        plan.retain(|(name, _)| wanted(name));
+        plan.retain(|(_, kind)| wanted(kind));
         let start = |(name, kind): (String, Kind)| self.start_one(name, kind, folder, to);
         plan.into_iter().map(start).collect()
     }

@@ -1,6 +1,7 @@
 //! What was measured, as a table.
 
 use crate::load::Served;
+use crate::sides::Kind;
 
 /// One side's rounds.
 pub(crate) struct Column {
@@ -35,6 +36,12 @@ impl Column {
         self.errors += served.errors;
     }
 
+    /// Its values with those of `other`, round by round.
+    fn beside(&self, other: &Self) -> impl Iterator<Item = (f64, f64)> {
+        let both = self.values.iter().zip(&other.values);
+        both.filter_map(|(own, others)| (*own).zip(*others))
+    }
+
     /// How many, and in how many rounds that do not count for it.
     fn errors(&self) -> String {
         match self.values.iter().filter(|value| value.is_none()).count() {
@@ -62,10 +69,7 @@ impl Table<'_> {
             "errors"
         );
         for column in &self.columns {
-            let pairs = || {
-                let both = column.values.iter().zip(&peer.values);
-                both.filter_map(|(own, peers)| (*own).zip(*peers))
-            };
+            let pairs = || column.beside(peer);
             let values = || column.values.iter().copied().flatten();
             let [ratio, r1, r3] = quartiles(pairs().map(|(own, peers)| own / peers));
             let [added, a1, a3] = quartiles(pairs().map(|(own, peers)| own - peers));
@@ -82,8 +86,23 @@ impl Table<'_> {
                 column.errors()
             );
         }
+        self.print_log();
         println!();
         self.columns.iter().all(|column| column.errors == 0)
+    }
+
+    /// What Tollgate's log adds, if it was also measured without one.
+    fn print_log(&self) {
+        let place = |kind: Kind| self.columns.iter().find(|c| c.name == kind.name());
+        let Some(bare) = place(Kind::TollgateBare) else {
+            return;
+        };
+        for with in [Kind::TollgateWrite, Kind::TollgateSync].map(place) {
+            let Some(with) = with else { continue };
+            let [added, a1, a3] = quartiles(with.beside(bare).map(|(own, bares)| own - bares));
+            let (name, unit) = (&with.name, self.unit);
+            println!("  the log adds: {name} {added:+.2} [{a1:+.2}..{a3:+.2}] {unit}");
+        }
     }
 }
 

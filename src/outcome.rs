@@ -114,9 +114,9 @@ refusals! {
     /// The client address is not on the allow-list, or is on the deny-list.
     ClientDenied = "client_denied", Policy, 403, 2, "http_request_denied",
         "this client address is not allowed here; ask the operator to add it to the allow-list";
-    /// One client has as many connections open as it may.
+    /// One client has as many connections open, or requests in flight, as it may.
     ClientSessionLimit = "client_session_limit", Policy, 429, 2, "connection_limit_reached",
-        "this client has too many connections open; close some, or raise `process.max_sessions_per_client`";
+        "this client has too many connections open or requests in flight; close some, or raise `process.max_sessions_per_client`";
     /// Nothing passed a connection, either way, for longer than its idle limit.
     ConnectionIdle = "connection_idle", Remote, 504, 4, "connection_timeout",
         "nothing passed the connection for too long; raise `egress.idle` if that is usual";
@@ -203,7 +203,7 @@ refusals! {
         "no route serves this path";
     /// Too many sessions are open.
     SessionLimit = "session_limit", Us, 503, 1, "connection_limit_reached",
-        "too many connections are open; try again";
+        "too many connections are open or requests in flight; try again";
     /// The protocol or feature is not spoken here.
     Unsupported = "unsupported", Client, 501, 7, "http_protocol_error",
         "this protocol, method or command is not supported here";

@@ -17,7 +17,7 @@ use crate::telemetry::{Metrics, Way};
 
 mod clients;
 
-use clients::{Clients, Place};
+use clients::{Clients, Place, Taken};
 
 /// All sessions of one process; cheap to clone.
 #[derive(Clone)]
@@ -27,6 +27,8 @@ struct Inside {
     stage: watch::Sender<Stage>,
     /// By way, in the order of [`Way`].
     open: [AtomicUsize; 2],
+    /// Requests in flight, all clients together.
+    requests: Arc<AtomicUsize>,
     max: usize,
     clients: Arc<Clients>,
     empty: Notify,
@@ -49,9 +51,16 @@ pub struct Session {
     place: Option<Place>,
 }
 
+/// One request in flight, among those of its client and among all; given back when dropped.
+#[must_use = "a request is in flight as long as this is held"]
+pub struct Turn {
+    _of_client: Option<Taken>,
+    _of_all: Taken,
+}
+
 impl Sessions {
     /// At most `max` sessions at once on each way: whoever fills the way in must not shut the way out. And at most
-    /// `max_per_client` of each client that is claimed.
+    /// `max_per_client` of each client that is claimed. As many requests may be in flight.
     pub fn new(max: usize, max_per_client: usize, generation: u64, metrics: Arc<Metrics>) -> Self {
         let stage = watch::Sender::new(Stage {
             generation,
@@ -62,6 +71,7 @@ impl Sessions {
         Self(Arc::new(Inside {
             stage,
             open,
+            requests: Arc::default(),
             max,
             clients: Clients::new(max_per_client),
             empty,
@@ -153,6 +163,20 @@ impl Session {
     pub fn claim(&mut self, client: IpAddr) -> Result<(), Refusal> {
         self.place = Some(self.inside.clients.claim(client)?);
         Ok(())
+    }
+
+    /// Counts a request as in flight: one connection may carry many, and each may hold a connection to an upstream.
+    ///
+    /// # Errors
+    /// [`Refusal::ClientSessionLimit`] if its client has as many as it may have sessions, [`Refusal::SessionLimit`] if
+    /// all together have.
+    pub fn begin(&self) -> Result<Turn, Refusal> {
+        let of_client = self.place.as_ref().map(Place::begin).transpose()?;
+        let of_all = Taken::one_of(&self.inside.requests, self.inside.max);
+        Ok(Turn {
+            _of_client: of_client,
+            _of_all: of_all.ok_or(Refusal::SessionLimit)?,
+        })
     }
 
     /// Ends when drain asks to leave: finish what was begun, begin nothing new.

@@ -311,7 +311,10 @@ pub fn subscribe(json: bool, level: tracing::Level) {
     let ours = Targets::new()
         .with_target("tollgate", level)
         .with_default(tracing::Level::ERROR);
-    let layer = fmt::layer().with_writer(std::io::stderr);
+    // Told of its own errors it would print them where it just could not, which panics: nobody's thread may end of that.
+    let layer = fmt::layer()
+        .with_writer(std::io::stderr)
+        .log_internal_errors(false);
     let registry = tracing_subscriber::registry().with(ours);
     let set = if json {
         registry.with(layer.json().flatten_event(true)).try_init()

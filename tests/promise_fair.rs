@@ -14,7 +14,8 @@ use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use support::client::{Client, Version, read_for};
+use support::body::Payload;
+use support::client::{Client, Connection, Version, read_for, request};
 use support::dns::Dns;
 use support::gate::{HOST, Place, free_port};
 use support::load::Load;
@@ -283,4 +284,35 @@ async fn one_client_cannot_take_every_connection() {
         );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// One HTTP/2 connection carries a hundred requests, and each may hold a connection to the upstream.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn one_client_cannot_have_every_request_in_flight() {
+    let place = Place::new();
+    let upstream = Upstream::start();
+    let head = place
+        .head()
+        .replace("[process]\n", "[process]\nmax_sessions_per_client = 3\n");
+    let _gate = place.start(&(head + &place.ingress(upstream.address, "")));
+    let greedy = Client::from(&place, [127, 0, 0, 50].into());
+    let Connection::H2(sender) = greedy.open(Version::H2).await.unwrap() else {
+        panic!("HTTP/2 was asked for");
+    };
+    let ask = |path: &str| {
+        let mut sender = sender.clone();
+        let ask = request(Version::H2, "GET", path).body(Payload::empty());
+        async move { sender.send_request(ask.unwrap()).await.unwrap() }
+    };
+    let held: Vec<_> = (0..3).map(|_| tokio::spawn(ask("/slow/3000"))).collect();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let refused = ask("/headers").await;
+    assert_eq!(refused.status(), 429);
+    assert_eq!(refused.headers()["retry-after"], "1");
+    let other = Client::from(&place, [127, 0, 0, 51].into());
+    assert_eq!(other.get(Version::H1, "/other").await.status, 200);
+    for slow in held {
+        assert_eq!(slow.await.unwrap().status(), 200);
+    }
+    assert_eq!(ask("/headers").await.status(), 200, "given back");
 }

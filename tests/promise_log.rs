@@ -16,8 +16,9 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use support::client::{Client, Version};
-use support::gate::{Gate, HOST, Place};
+use support::gate::{Gate, HOST, Place, binary};
 use support::load::Load;
 use support::log::Log;
 use support::peer::must;
@@ -236,6 +237,73 @@ fn a_full_disk_refuses_and_recovers_by_itself() {
         full - seen
     );
     after_trouble(&mut gate, &place, &upstream);
+}
+
+/// Lets no file of the process grow any more, or lets all of them.
+fn may_write(gate: &Gate, yes: bool) {
+    let limit = Rlimit {
+        current: (!yes).then_some(0),
+        maximum: None,
+    };
+    let pid = Pid::from_raw(gate.pid().try_into().unwrap());
+    prlimit(pid, Resource::Fsize, limit).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn without_a_log_only_the_route_that_says_so_goes_on_and_its_requests_are_counted() {
+    let place = Place::new();
+    let upstream = Upstream::start();
+    let route = format!(
+        "[[ingress.route]]\nhosts = [\"{HOST}\"]\npath = \"/bytes\"\non_failure = \"continue\"\nupstream = \"http://{}\"\n",
+        upstream.address
+    );
+    let audit = "[audit]\nsegment = \"256KiB\"\n\n";
+    let config =
+        place.write(&(place.head() + audit + &place.ingress(upstream.address, "") + &route));
+    // A limit on file size is an error to the process, not a signal that ends it.
+    let mut command = Command::new("sh");
+    command.args(["-c", "trap '' XFSZ; exec \"$@\"", "sh", binary(), "run"]);
+    command.arg("--config").arg(config);
+    let mut gate = place.launch(command);
+    gate.wait_ready();
+    let client = Client::of(&place);
+    assert_eq!(client.get(Version::H1, "/headers").await.status, 200);
+
+    may_write(&gate, false);
+    let refused = client.get(Version::H2, "/headers").await;
+    assert_eq!(refused.status, 503);
+    assert_eq!(refused.json()["code"], "audit_unavailable");
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    gate.wait_readyz(503);
+    let mut unrecorded = Vec::new();
+    for _ in 0..3 {
+        assert_eq!(client.get(Version::H1, "/headers").await.status, 503);
+        let passed = client.get(Version::H1, "/bytes/10").await;
+        assert_eq!(passed.status, 200);
+        unrecorded.push(passed.id().to_owned());
+    }
+    may_write(&gate, true);
+    gate.wait_ready();
+    assert_eq!(client.get(Version::H1, "/headers").await.status, 200);
+
+    assert!(gate.stop(STOP_LIMIT).success());
+    let log = Log::read(&place.state());
+    log.assert_gapless();
+    log.assert_paired();
+    let degraded = log.kind("event").find(|e| e["name"] == "degraded").unwrap();
+    assert_eq!(degraded["facts"]["unrecorded"], "3", "{degraded}");
+    let admitted = log.admitted();
+    let seen = upstream.ids();
+    let strays: Vec<_> = seen
+        .iter()
+        .filter(|id| !admitted.contains(id.as_str()))
+        .collect();
+    assert!(
+        strays.iter().all(|id| unrecorded.contains(id)),
+        "reached the upstream unlogged: {strays:?}"
+    );
+    assert_eq!(seen.len(), 5, "two recorded, three let through: {seen:?}");
+    place.verify();
 }
 
 /// Whatever happened, the log is whole.

@@ -5,7 +5,6 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
 
 use http::header::{self, HeaderValue};
 use http::{Method, Request, Response, Version, request};
@@ -96,6 +95,7 @@ impl Ingress {
         let route = Arc::clone(route(entrance, &arrival)?);
         let client = entrance.list.admit(visitor.client.address())?; // a reload may have changed it
         let client = route.list.admit(client.address())?;
+        let turn = visitor.session.begin()?;
         let slots = [
             self.take(&entrance.quotas, client)?,
             self.take(&route.quotas, client)?,
@@ -108,7 +108,7 @@ impl Ingress {
             .await?;
         drop(snapshot);
         let pulse = Arc::clone(&visitor.pulse);
-        let passage = Passage::new(admitted, slots, Arc::clone(&self.metrics), pulse);
+        let passage = Passage::new(admitted, slots, turn, Arc::clone(&self.metrics), pulse);
         Ok(self.forward(arrival, &route, passage).await)
     }
 
@@ -116,7 +116,7 @@ impl Ingress {
         let taken = self.limits.take(quotas, client.address());
         taken.map_err(|over| Refused {
             refusal: Refusal::RateLimited,
-            retry_after: Some(whole_seconds(over.retry_after)),
+            retry_after: Some(over.retry_after.as_secs()), // whole seconds already
         })
     }
 
@@ -199,23 +199,5 @@ fn version(version: Version) -> &'static str {
         Version::HTTP_10 => "HTTP/1.0",
         Version::HTTP_2 => "HTTP/2.0",
         _ => "HTTP/1.1",
-    }
-}
-
-/// Rounded up, at least 1.
-fn whole_seconds(duration: Duration) -> u64 {
-    let up = u64::from(duration.subsec_nanos() > 0);
-    duration.as_secs().saturating_add(up).max(1)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn nobody_is_asked_to_try_again_too_early() {
-        for (ms, seconds) in [(0, 1), (1, 1), (1000, 1), (1001, 2), (59_999, 60)] {
-            assert_eq!(whole_seconds(Duration::from_millis(ms)), seconds);
-        }
     }
 }

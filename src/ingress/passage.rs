@@ -12,6 +12,7 @@ use crate::clock;
 use crate::limit::Slot;
 use crate::outcome::{Outcome, Refusal};
 use crate::record::After;
+use crate::sessions::Turn;
 use crate::telemetry::{Metrics, Way};
 
 use super::pulse::Pulse;
@@ -20,6 +21,7 @@ use super::pulse::Pulse;
 pub(super) struct Passage {
     admitted: Option<Admitted>,
     _slots: [Slot; 2],
+    _turn: Turn,
     metrics: Arc<Metrics>,
     pulse: Arc<Pulse>,
     /// Of a request with a body.
@@ -68,12 +70,14 @@ impl Passage {
     pub(super) fn new(
         admitted: Admitted,
         slots: [Slot; 2],
+        turn: Turn,
         metrics: Arc<Metrics>,
         pulse: Arc<Pulse>,
     ) -> Self {
         Self {
             admitted: Some(admitted),
             _slots: slots,
+            _turn: turn,
             metrics,
             pulse,
             flow: None,

@@ -17,7 +17,13 @@ pub(super) struct Refused {
 
 impl From<Refusal> for Refused {
     fn from(refusal: Refusal) -> Self {
-        let soon = matches!(refusal, Refusal::AuditUnavailable | Refusal::Draining);
+        let soon = matches!(
+            refusal,
+            Refusal::AuditUnavailable
+                | Refusal::ClientSessionLimit
+                | Refusal::Draining
+                | Refusal::SessionLimit
+        );
         Self {
             refusal,
             retry_after: soon.then_some(1),

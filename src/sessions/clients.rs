@@ -1,64 +1,100 @@
-//! How many sessions each client has.
+//! How many sessions each client has, and how many requests in flight.
 //!
-//! One entry per client that has any, so never more entries than sessions. An IPv6 client is its /64: whoever has one
-//! has all of its addresses. One lock, taken when a connection begins and when it ends.
+//! One entry per client that has a session, so never more entries than sessions. An IPv6 client is its /64: whoever has
+//! one has all of its addresses. One lock, taken when a connection begins and when it ends; a request only counts on
+//! what its connection holds.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::net::{IpAddr, Ipv6Addr};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::outcome::Refusal;
 
 /// The table of one process.
 pub(super) struct Clients {
-    counts: Mutex<HashMap<IpAddr, usize>>,
+    shares: Mutex<HashMap<IpAddr, Share>>,
+    /// Sessions of one client, and as many requests in flight.
     max: usize,
+}
+
+#[derive(Default)]
+struct Share {
+    sessions: usize,
+    requests: Arc<AtomicUsize>,
 }
 
 /// One session of a client; given back when dropped.
 pub(super) struct Place {
     clients: Arc<Clients>,
     client: IpAddr,
+    requests: Arc<AtomicUsize>,
 }
 
+/// One of so many; given back when dropped.
+pub(super) struct Taken(Arc<AtomicUsize>);
+
 impl Clients {
-    /// At most `max` sessions of one client.
+    /// At most `max` sessions of one client, and `max` requests in flight.
     pub(super) fn new(max: usize) -> Arc<Self> {
         Arc::new(Self {
-            counts: Mutex::default(),
+            shares: Mutex::default(),
             max,
         })
     }
 
-    /// One more of `client`, if it may have it.
+    /// One more session of `client`, if it may have it.
     pub(super) fn claim(self: &Arc<Self>, client: IpAddr) -> Result<Place, Refusal> {
         let client = network(client);
-        let mut counts = self.lock();
-        let count = counts.entry(client).or_default();
-        if *count >= self.max {
+        let mut shares = self.lock();
+        let share = shares.entry(client).or_default();
+        if share.sessions >= self.max {
             return Err(Refusal::ClientSessionLimit);
         }
-        *count += 1;
+        share.sessions += 1;
         Ok(Place {
             clients: Arc::clone(self),
             client,
+            requests: Arc::clone(&share.requests),
         })
     }
 
     /// No code that panics runs under this lock, so a poisoned one is as good as new.
-    fn lock(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, HashMap<IpAddr, Share>> {
+        self.shares.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Place {
+    /// One more request in flight, if its client may have it.
+    pub(super) fn begin(&self) -> Result<Taken, Refusal> {
+        Taken::one_of(&self.requests, self.clients.max).ok_or(Refusal::ClientSessionLimit)
+    }
+}
+
+impl Taken {
+    /// One more on `count`, unless that would be more than `max`.
+    pub(super) fn one_of(count: &Arc<AtomicUsize>, max: usize) -> Option<Self> {
+        let taken = Self(Arc::clone(count));
+        let now = count.fetch_add(1, Ordering::Relaxed) + 1;
+        (now <= max).then_some(taken) // dropped, it is given back
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut counts = self.clients.lock();
-        if let Entry::Occupied(mut count) = counts.entry(self.client) {
-            match count.get() {
-                0 | 1 => drop(count.remove()),
-                _ => *count.get_mut() -= 1,
+        let mut shares = self.clients.lock();
+        if let Entry::Occupied(mut share) = shares.entry(self.client) {
+            match share.get().sessions {
+                0 | 1 => drop(share.remove()),
+                _ => share.get_mut().sessions -= 1,
             }
         }
     }
@@ -89,6 +125,18 @@ mod tests {
         drop(one);
         assert!(claim("203.0.113.1").is_ok());
         assert_eq!(clients.lock().len(), 1, "who has no session has no entry");
+    }
+
+    #[test]
+    fn requests_are_counted_over_all_sessions_of_a_client() {
+        let clients = Clients::new(2);
+        let claim = || clients.claim("203.0.113.1".parse().unwrap()).unwrap();
+        let (one, two) = (claim(), claim());
+        let (first, _second) = (one.begin().unwrap(), two.begin().unwrap());
+        assert_eq!(two.begin().err(), Some(Refusal::ClientSessionLimit));
+        assert_eq!(one.begin().err(), Some(Refusal::ClientSessionLimit));
+        drop(first);
+        assert!(two.begin().is_ok());
     }
 
     #[test]

@@ -182,12 +182,13 @@ impl Ingress {
         let pulse = Pulse::new(self.timers.head, STALL_DEFAULT);
         let timed = Timed::below_tls(tcp, Arc::clone(&pulse));
         let acceptor = TlsAcceptor::from(Arc::clone(&entrance.tls));
-        let io = match acceptor.accept(timed).into_fallible().await {
+        let mut io = match acceptor.accept(timed).into_fallible().await {
             Ok(io) => io,
             Err((_, timed)) => return Err((client.address(), self.no_tls(timed).await)),
         };
 
-        let tls = io.get_ref().1;
+        let tls = &mut io.get_mut().1;
+        let early = tls.reader().into_first_chunk().map_or(0, <[u8]>::len);
         let frames = tls.alpn_protocol() == Some(b"h2");
         let idle = if frames {
             self.timers.idle_frames
@@ -195,9 +196,7 @@ impl Ingress {
             self.timers.idle
         };
         pulse.serve(frames, idle);
-        if !tls.wants_read() {
-            pulse.heard(); // the first head, or its beginning, came in one piece with the end of the handshake
-        }
+        pulse.heard_early(early);
         let visitor = Visitor {
             listen,
             local: local.ip().to_canonical(),

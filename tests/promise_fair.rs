@@ -97,6 +97,10 @@ async fn slow_heads_and_slow_handshakes_are_ended() {
     };
     let head = format!("GET / HTTP/1.1\r\nHost: {HOST}\r\nX-Slow: ");
     let tls = client.tls(Version::H1).await.unwrap();
+    let (half, silent) = (
+        client.tls(Version::H2).await.unwrap(),
+        client.tls(Version::H2).await.unwrap(),
+    );
     let (raw, proxy, socks) = (
         to(place.https).await.unwrap(),
         to(place.proxy).await.unwrap(),
@@ -104,6 +108,8 @@ async fn slow_heads_and_slow_handshakes_are_ended() {
     );
     let results = tokio::join!(
         Box::pin(patience(tls, head.as_bytes())),
+        Box::pin(patience(half, b"PRI * HTTP/2.")),
+        Box::pin(patience(silent, b"")),
         Box::pin(patience(raw, b"\x16\x03\x01")),
         Box::pin(patience(
             proxy,
@@ -111,9 +117,11 @@ async fn slow_heads_and_slow_handshakes_are_ended() {
         )),
         Box::pin(patience(socks, &[5, 1])),
     );
-    let (h1, handshake, connect, greeting) = results;
+    let (h1, preface, nothing, handshake, connect, greeting) = results;
     for (what, (time, said)) in [
         ("head", h1),
+        ("half a preface", preface),
+        ("no preface", nothing),
         ("handshake", handshake),
         ("CONNECT", connect),
         ("SOCKS5 greeting", greeting),

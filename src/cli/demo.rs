@@ -85,6 +85,7 @@ fn configuration(arguments: &Arguments, folder: &Path, server: SocketAddr) -> St
         r#"[process]
 state_dir = '{state}'
 drain_deadline = "2s"
+max_sessions = 200
 [admin]
 listen = "{admin}"
 [log]

@@ -8,7 +8,7 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -30,6 +30,8 @@ pub(super) struct Pulse {
     head: Duration,
     stall: AtomicU64,
     expired: AtomicU8,
+    /// Bytes of the preface that are still to come.
+    preface: AtomicUsize,
 }
 
 /// Before the first request could come, and whenever there is nothing to time.
@@ -39,6 +41,12 @@ const HEAD: u8 = 2;
 /// As [`IDLE`], but bytes do not begin a head: HTTP/2 has frames that belong to no request.
 const IDLE_FRAMES: u8 = 3;
 const STALL: u8 = 4;
+/// Before the preface of HTTP/2 is complete: timed as a head is, and then it is [`IDLE_FRAMES`].
+const PREFACE: u8 = 5;
+/// The preface (RFC 9113 section 3.4) in one record, as it comes from the socket.
+const PREFACE_BYTES: usize = 24 + RECORD_BYTES;
+/// What TLS 1.3 adds to a record: header, content type and tag (RFC 8446 section 5.2).
+const RECORD_BYTES: usize = 5 + 1 + 16;
 
 /// One request in flight, until its response is over.
 pub(super) struct Busy(Arc<Pulse>);
@@ -54,13 +62,14 @@ impl Pulse {
             head,
             stall: AtomicU64::new(ms(stall)),
             expired: AtomicU8::new(UNTIMED),
+            preface: AtomicUsize::new(PREFACE_BYTES),
         })
     }
 
     /// The handshake is over: from now on silence is timed. `frames`: the client speaks HTTP/2.
     pub(super) fn serve(&self, frames: bool, idle: Duration) {
         self.idle.store(ms(idle), Ordering::Relaxed);
-        self.enter(if frames { IDLE_FRAMES } else { IDLE });
+        self.enter(if frames { PREFACE } else { IDLE });
     }
 
     /// Something is in flight until what is returned is dropped.
@@ -77,7 +86,7 @@ impl Pulse {
     /// Which timer ended the connection, if one did.
     pub(super) fn expired(&self) -> Option<Refusal> {
         match self.expired.load(Ordering::Relaxed) {
-            HEAD => Some(Refusal::HeadTimeout),
+            HEAD | PREFACE => Some(Refusal::HeadTimeout),
             STALL => Some(Refusal::BodyIdle),
             _ => None,
         }
@@ -89,10 +98,25 @@ impl Pulse {
         self.phase.store(phase, Ordering::Relaxed);
     }
 
+    /// So many bytes of what follows the handshake came in one piece with its end, and were read with it.
+    pub(super) fn heard_early(&self, bytes: usize) {
+        if bytes > 0 {
+            self.heard(bytes + RECORD_BYTES);
+        }
+    }
+
     /// Bytes have come: between requests of HTTP/1 they begin a head.
-    pub(super) fn heard(&self) {
-        if self.phase.load(Ordering::Relaxed) == IDLE && self.busy.load(Ordering::Relaxed) == 0 {
-            self.enter(HEAD);
+    fn heard(&self, bytes: usize) {
+        match self.phase.load(Ordering::Relaxed) {
+            IDLE if self.busy.load(Ordering::Relaxed) == 0 => self.enter(HEAD),
+            PREFACE => {
+                let left = self.preface.load(Ordering::Relaxed).saturating_sub(bytes);
+                self.preface.store(left, Ordering::Relaxed);
+                if left == 0 {
+                    self.enter(IDLE_FRAMES);
+                }
+            }
+            _ => {}
         }
     }
 
@@ -103,7 +127,7 @@ impl Pulse {
         let since = self.began + Duration::from_millis(self.since.load(Ordering::Relaxed));
         match self.phase.load(Ordering::Relaxed) {
             UNTIMED => None,
-            HEAD => Some(since + self.head),
+            HEAD | PREFACE => Some(since + self.head),
             _ => Some(since + Duration::from_millis(self.idle.load(Ordering::Relaxed))),
         }
     }
@@ -119,7 +143,8 @@ impl Busy {
 impl Drop for Busy {
     fn drop(&mut self) {
         if self.0.busy.fetch_sub(1, Ordering::Relaxed) == 1 {
-            let frames = self.0.phase.load(Ordering::Relaxed) == IDLE_FRAMES;
+            let phase = self.0.phase.load(Ordering::Relaxed);
+            let frames = matches!(phase, IDLE_FRAMES | PREFACE);
             self.0.enter(if frames { IDLE_FRAMES } else { IDLE });
         }
     }
@@ -192,7 +217,7 @@ impl<S> Timed<S> {
     }
 
     fn hear(&mut self, read: &[u8]) {
-        self.pulse.heard();
+        self.pulse.heard(read.len());
         if self.first.is_none()
             && let Some(first) = read.first()
         {

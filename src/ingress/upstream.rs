@@ -117,7 +117,8 @@ impl Upstreams {
             let waiting = if kept { server.take() } else { None };
             let (sender, timer, used) = match waiting {
                 Some(idle) => (idle.sender, idle.timer, true),
-                None => match self.connect(destination, route).await {
+                // Boxed: hardly any request connects, and none should carry the room for it.
+                None => match Box::pin(self.connect(destination, route)).await {
                     Ok(sender) => (sender, Timer::default(), false),
                     Err(error) => {
                         refusal = error;

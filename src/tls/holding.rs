@@ -5,6 +5,7 @@ use std::sync::{Arc, Weak};
 use tracing::Level;
 
 use crate::clock;
+use crate::config::typed::CertificateFiles;
 
 use super::names::Slot;
 use super::notice::Notice;
@@ -16,6 +17,8 @@ pub(super) struct Holding {
     pub(super) label: Box<str>,
     slot: Weak<Slot>,
     pub(super) following: Option<Following>,
+    /// Why what its files hold now is not served, if it is not.
+    pub(super) flaw: Option<TlsError>,
     told: Told,
 }
 
@@ -34,6 +37,7 @@ impl Holding {
             label: label.into(),
             slot: Arc::downgrade(slot),
             following,
+            flaw: None,
             told: Told::default(),
         }
     }
@@ -43,8 +47,14 @@ impl Holding {
         self.slot.upgrade()
     }
 
+    /// Whether it follows `files`.
+    pub(super) fn is_of(&self, files: &CertificateFiles) -> bool {
+        self.following.as_ref().is_some_and(|f| f.follows(files))
+    }
+
     /// Puts `certificate` into the slot. `None` if it is what stands there already.
     pub(super) fn replace(&mut self, certificate: Certificate) -> Option<Notice> {
+        self.flaw = None;
         let slot = self.slot()?;
         let new = Arc::new(certificate);
         let old = slot.load_full();
@@ -58,9 +68,9 @@ impl Holding {
     }
 
     /// What is served stays; why what should be served instead cannot.
-    pub(super) fn rejected(&self, error: &TlsError) -> Notice {
+    pub(super) fn reject(&mut self, error: TlsError) -> Notice {
         let file = error.path().map(|path| path.display().to_string());
-        Notice {
+        let notice = Notice {
             name: "certificate_rejected",
             facts: vec![
                 ("certificate", self.label.to_string()),
@@ -69,7 +79,9 @@ impl Holding {
             ],
             level: Level::ERROR,
             says: format!("{error}; until then the certificate before it is served"),
-        }
+        };
+        self.flaw = Some(error);
+        notice
     }
 
     /// Says once that the end is near, and once that it has come.

@@ -40,13 +40,9 @@ struct Identity {
 
 impl Following {
     /// Reads `files` for the first time; the error is why there is nothing to serve.
-    pub(super) fn begin(
-        files: &CertificateFiles,
-        second: i64,
-    ) -> Result<(Self, Certificate), TlsError> {
+    pub(super) fn begin(files: &CertificateFiles) -> Result<(Self, Certificate), TlsError> {
         let judged = look(files);
         let certificate = Certificate::read(files)?;
-        certificate.timely(second)?;
         let following = Self {
             files: files.clone(),
             judged,

@@ -45,15 +45,15 @@ pub(super) fn serve(
         }
     }
     for (n, certificate) in certificates.iter().enumerate() {
-        let key = format!("certificates[{n}].cert");
+        let (label, key) = (&certificate.label, format!("certificates[{n}].cert"));
         if !hosts.is_empty() && !hosts.iter().any(|host| is_for(certificate, host)) {
             let names = certificate.shown();
-            let problem = format!("is for {names}: for none of this listener's `hosts`");
+            let problem = format!("{label}: is for {names}: for none of this listener's `hosts`");
             said.push(remark(&key, problem, "check that it is the right file"));
         }
         if certificate.alone {
-            let problem = "holds one certificate, without the one that issued it".to_owned();
-            let mend = "append the certificates of the authorities between it and the root, unless the root issued it";
+            let problem = format!("{label}: holds one certificate, without the one that issued it");
+            let mend = "append the authorities between it and the root, unless clients know the one that issued it";
             said.push(remark(&key, problem, mend));
         }
     }

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use rustls::HandshakeKind;
 use rustls::version::{TLS12, TLS13};
 use support::authority::{Authority, FRESH, Life, Looker, Pair};
-use support::gate::{Gate, Place, write};
+use support::gate::{Place, write};
 use support::log::Log;
 use support::upstream::Upstream;
 use support::{eventually, rounds};
@@ -142,6 +142,22 @@ async fn each_name_is_shown_its_certificate() {
     );
 }
 
+/// The name is read from the whole greeting, in however many records and segments it comes.
+#[test]
+fn a_greeting_in_pieces_is_read_whole() {
+    let (place, upstream) = (Place::new(), Upstream::start());
+    let ca = Authority::new("pieces");
+    let [first, second] = ["first.test", "second.test"].map(|name| ca.issue(&[name], FRESH));
+    let a = Files::new(&place, "first", &first);
+    let b = Files::new(&place, "second", &second);
+    let _gate = place.start(&configuration(&place, &upstream, &[&a, &b], "", ""));
+    let looker = Looker::strict(place.https, &ca);
+    for bytes in [1, 7, 100, 1000] {
+        let shown = looker.look_in_pieces("second.test", bytes);
+        assert!(shown == second.leaf, "in pieces of {bytes}");
+    }
+}
+
 /// RFC 9110 section 15.5.20: a connection serves the hosts of its certificate, and hosts that have none.
 #[tokio::test]
 async fn a_host_of_another_certificate_is_misdirected() {
@@ -243,6 +259,36 @@ fn swap(folder: &Path, round: usize, pair: &Pair) {
     }
 }
 
+/// How often the certificate of each name was replaced, as the audit log has it.
+fn replaced(place: &Place, names: &[&str]) -> Vec<usize> {
+    let found = events(place, "certificate_replaced");
+    for event in &found {
+        let facts = &event["facts"];
+        assert_ne!(facts["serial"], facts["previous_serial"], "{facts}");
+    }
+    let of = |name: &&str| {
+        found
+            .iter()
+            .filter(|r| r["facts"]["names"] == **name)
+            .count()
+    };
+    names.iter().map(of).collect()
+}
+
+/// The garbage of the third pair was named, and nothing that was no garbage.
+fn assert_told(place: &Place, files: &[Files; 4]) {
+    let rejected = events(place, "certificate_rejected");
+    let named = files[2].cert.display().to_string();
+    assert!(
+        rejected.iter().any(|r| r["facts"]["file"] == named),
+        "{rejected:?}"
+    );
+    // Of two files that are renamed one after the other a look may find the first alone.
+    let may = [&files[0], &files[2]].map(|f| f.cert.display().to_string());
+    let known = |r: &serde_json::Value| may.iter().any(|m| r["facts"]["certificate"] == **m);
+    assert!(rejected.iter().all(known), "{rejected:?}");
+}
+
 /// 102 replacements: 34 each by rename, by a swapped link, and in place behind garbage, while handshakes never stop.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn files_are_replaced_100_times_under_load() {
@@ -297,31 +343,15 @@ async fn files_are_replaced_100_times_under_load() {
     assert!(counts.iter().all(|count| *count > 100), "{counts:?}");
     assert!(gate.stop(STOP_LIMIT).success());
 
-    let rejected = events(&place, "certificate_rejected");
     let named = files[2].cert.display().to_string();
-    assert!(
-        rejected.iter().any(|r| r["facts"]["file"] == named),
-        "{rejected:?}"
-    );
-    // Of two files that are renamed one after the other a look may find the first alone.
-    let may = [&files[0], &files[2]].map(|f| f.cert.display().to_string());
-    let known = |r: &serde_json::Value| may.iter().any(|m| r["facts"]["certificate"] == **m);
-    assert!(rejected.iter().all(known), "{rejected:?}");
     let said = gate.stderr();
     assert!(
         said.contains(&format!("{named}: is not valid PEM")),
         "{said}"
     );
-    let replaced = events(&place, "certificate_replaced");
-    let of = |name: &str| {
-        replaced
-            .iter()
-            .filter(|r| r["facts"]["names"] == name)
-            .count()
-    };
-    assert_eq!(NAMES.map(of), [rounds, rounds, rounds, 0]);
-    let facts = &replaced[0]["facts"];
-    assert_ne!(facts["serial"], facts["previous_serial"], "{facts}");
+    assert_told(&place, &files);
+    let replaced = replaced(&place, &NAMES);
+    assert_eq!(replaced, [rounds, rounds, rounds, 0]);
     place.verify();
 }
 

@@ -1,5 +1,5 @@
 //! A certificate authority of the tests' own, and clients that look closely at what they are shown.
-use std::io;
+use std::io::{self, Write as _};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
@@ -10,8 +10,8 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{
-    ClientConfig, DigitallySignedStruct, HandshakeKind, RootCertStore, SignatureScheme,
-    SupportedProtocolVersion,
+    ClientConfig, ClientConnection, DigitallySignedStruct, HandshakeKind, RootCertStore,
+    SignatureScheme, SupportedProtocolVersion,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -188,6 +188,33 @@ impl Looker {
             kind: tls.handshake_kind().ok_or(io::ErrorKind::NotFound)?,
             stream,
         })
+    }
+}
+
+impl Looker {
+    /// The same, with a greeting of so many bytes to a TLS record, each record on its own. Blocks.
+    pub(crate) fn look_in_pieces(&self, name: &str, bytes: usize) -> CertificateDer<'static> {
+        const HEADER_BYTES: usize = 5;
+        let name = ServerName::try_from(name.to_owned()).expect("a name");
+        let mut tls = ClientConnection::new(Arc::clone(&self.config), name).expect("a client");
+        let mut greeting = Vec::new();
+        tls.write_tls(&mut greeting).expect("a greeting");
+        let mut tcp = std::net::TcpStream::connect(self.to).expect("a connection");
+        tcp.set_nodelay(true).expect("an option");
+        tcp.set_read_timeout(Some(HANDSHAKE_LIMIT))
+            .expect("an option");
+        for piece in greeting[HEADER_BYTES..].chunks(bytes) {
+            let length = u16::try_from(piece.len()).expect("a record");
+            let mut record = vec![22, 3, 1];
+            record.extend_from_slice(&length.to_be_bytes());
+            record.extend_from_slice(piece);
+            tcp.write_all(&record).expect("it takes the piece");
+        }
+        while tls.is_handshaking() {
+            tls.complete_io(&mut tcp).expect("a handshake");
+        }
+        let shown = tls.peer_certificates().expect("a certificate");
+        shown[0].clone().into_owned()
     }
 }
 

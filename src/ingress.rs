@@ -229,7 +229,7 @@ impl Ingress {
         &self,
         timed: Timed<TcpStream>,
         served: &Served,
-    ) -> Result<(Io, Arc<Certificate>), (Refusal, Box<str>)> {
+    ) -> Result<(Io, Option<Arc<Certificate>>), (Refusal, Box<str>)> {
         let mut greeting = LazyConfigAcceptor::new(Acceptor::default(), timed);
         let started = match (&mut greeting).await {
             Ok(started) => started,

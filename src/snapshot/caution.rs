@@ -51,6 +51,12 @@ pub(super) fn serve(
             let problem = format!("{label}: is for {names}: for none of this listener's `hosts`");
             said.push(remark(&key, problem, "check that it is the right file"));
         }
+        if !certificate.for_servers {
+            let problem =
+                format!("{label}: is for other uses than a TLS server's: clients refuse it");
+            let mend = "issue it again with `serverAuth` in its extended key usage";
+            said.push(remark(&key, problem, mend));
+        }
         if certificate.alone {
             let problem = format!("{label}: holds one certificate, without the one that issued it");
             let mend = "append the authorities between it and the root, unless clients know the one that issued it";

@@ -1,6 +1,6 @@
 //! The roof: builds the house once, hands each wing only what it needs, starts, reloads, drains, stops.
 //!
-//! Everything that outlives a snapshot is owned here: journal, limits, sessions, metrics, workers, listeners. The
+//! Everything that outlives a snapshot is owned here: journal, limits, sessions, metrics, keys, workers, listeners. The
 //! order of the end matters: readiness false, stop accepting, let sessions finish, write their last records, close
 //! the log, and only then the threads.
 
@@ -13,11 +13,12 @@ use std::time::Duration;
 use tokio::select;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{MissedTickBehavior, interval};
+use tracing::Level;
 
 use crate::admin::{Admin, Health};
 use crate::audit::{self, Journal};
 use crate::config::typed::{Config, LogFormat};
-use crate::config::{self, Mistakes};
+use crate::config::{self, Mistakes, Warning};
 use crate::egress::Egress;
 use crate::ingress::Ingress;
 use crate::limit::Limits;
@@ -28,6 +29,7 @@ use crate::sessions::Sessions;
 use crate::snapshot::{Listen, Live, Snapshot};
 use crate::socket::fixed::usable;
 use crate::telemetry::{self, Metrics};
+use crate::tls::{Dates, Keeper, Keyring, Notice, TlsError};
 use crate::workers::{Hooks, Workers};
 use crate::{dial, socket};
 
@@ -47,6 +49,9 @@ pub enum AppError {
     /// The configuration has mistakes.
     #[error("the configuration cannot be used\n\n{0}")]
     Config(Mistakes),
+    /// TLS cannot be set up at all.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The operating system gave no thread, runtime or signal handler.
     #[error("cannot start a thread or a runtime")]
     System(#[from] io::Error),
@@ -57,6 +62,7 @@ struct House {
     reloader: Reloader,
     health: Arc<Health>,
     admin: Admin,
+    keeper: Keeper,
     doors: Doors,
 }
 
@@ -103,9 +109,7 @@ impl House {
     fn build(file: &Path) -> Result<Self, AppError> {
         let (config, warnings) = config::load(file).map_err(AppError::Config)?;
         telemetry::subscribe(config.log.format == LogFormat::Json, config.log.level);
-        for warning in &warnings {
-            tracing::warn!("{warning}");
-        }
+        warn(&warnings);
         descriptors(config.process.max_sessions);
         ports(&config);
         let metrics = Arc::new(Metrics::new());
@@ -116,7 +120,11 @@ impl House {
             count,
             Arc::clone(&metrics),
         )?;
-        let snapshot = Snapshot::compile(config, 1, journal.tag_key()).map_err(AppError::Config)?;
+        let keyring = keyring(&journal, &metrics)?;
+        let (snapshot, warnings) =
+            Snapshot::compile(config, 1, journal.tag_key(), &keyring, Dates::Ignore)
+                .map_err(AppError::Config)?;
+        warn(&warnings);
         let park = journal.clone();
         let workers = Workers::start(
             count,
@@ -125,7 +133,7 @@ impl House {
                 park: Box::new(move |seat| park.park(seat)),
             },
         )?;
-        Self::furnish(file, workers, journal, snapshot, metrics)
+        Self::furnish(file, workers, journal, keyring, snapshot, metrics)
     }
 
     /// Everything above the journal: wings, listeners, admin.
@@ -133,6 +141,7 @@ impl House {
         file: &Path,
         workers: Workers,
         journal: Journal,
+        keyring: Keyring,
         snapshot: Snapshot,
         metrics: Arc<Metrics>,
     ) -> Result<Self, AppError> {
@@ -168,12 +177,14 @@ impl House {
             name: "started",
             facts: vec![("config_sha256", snapshot.hash.clone())],
         });
-        let reloader = Reloader::new(file.to_owned(), live, sessions, journal, metrics);
+        let keeper = Keeper::start(keyring.clone())?;
+        let reloader = Reloader::new(file.to_owned(), live, sessions, journal, metrics, keyring);
         Ok(Self {
             workers,
             reloader,
             health,
             admin,
+            keeper,
             doors,
         })
     }
@@ -204,9 +215,7 @@ impl House {
                 return tracing::error!("the configuration stays as it is:\n{mistakes}");
             }
         };
-        for warning in &prepared.warnings {
-            tracing::warn!("{warning}");
-        }
+        warn(&prepared.warnings);
         match self.doors.bind(prepared.snapshot()) {
             Ok(bound) => self.enact(prepared, bound),
             Err(error) => {
@@ -281,10 +290,31 @@ impl House {
 
     /// The log is closed while its workers still run, the threads end last.
     fn stop(self) {
+        self.keeper.stop();
         self.reloader.journal.close();
         self.admin.stop();
         self.workers.stop();
     }
+}
+
+fn warn(warnings: &[Warning]) {
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+}
+
+/// What happens to certificates becomes an event of the audit log and a line of the diagnostics.
+fn keyring(journal: &Journal, metrics: &Arc<Metrics>) -> Result<Keyring, TlsError> {
+    let journal = journal.clone();
+    Keyring::new(Arc::clone(metrics), move |notice| {
+        let Notice { name, facts, .. } = notice;
+        match notice.level {
+            Level::ERROR => tracing::error!(event = name, "{}", notice.says),
+            Level::WARN => tracing::warn!(event = name, "{}", notice.says),
+            _ => tracing::info!(event = name, "{}", notice.says),
+        }
+        journal.event(Event { name, facts });
+    })
 }
 
 /// Says so if the sessions that may be open do not fit into the file descriptors that may be.

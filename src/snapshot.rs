@@ -10,14 +10,16 @@ use aws_lc_rs::digest;
 use ipnet::IpNet;
 
 use crate::addr::{Host, PrefixSet};
-use crate::config::Mistakes;
 use crate::config::typed::{self, Config, HostPattern, OnFailure, Timeouts, Upstream};
+use crate::config::{Mistakes, Remark, Warning};
 use crate::limit::Quota;
 use crate::policy::allow_list::AllowList;
 use crate::policy::destination::Destinations;
 use crate::policy::route::Routes;
 use crate::record::{Redaction, TagKey};
-use crate::tls;
+use crate::tls::{Dates, Keyring, Served};
+
+mod caution;
 
 /// One compiled configuration.
 pub struct Snapshot {
@@ -36,7 +38,7 @@ pub struct Snapshot {
 pub struct Entrance {
     pub listen: Vec<SocketAddr>,
     pub redirect_http: Vec<SocketAddr>,
-    pub tls: Arc<rustls::ServerConfig>,
+    pub tls: Arc<Served>,
     pub proxy_protocol_from: PrefixSet,
     pub list: AllowList,
     pub quotas: Vec<Quota>,
@@ -109,16 +111,27 @@ pub enum Leads {
 pub type Listen = (Leads, SocketAddr);
 
 impl Snapshot {
-    /// Gives `config` its form for use: lists as sets, limits as quotas, certificates read and checked. `tag_key` is
-    /// the journal's.
+    /// Gives `config` its form for use: lists as sets, limits as quotas, certificates from `keyring`. `tag_key` is the
+    /// journal's. Also gives what is probably not as meant about the certificates.
     ///
     /// # Errors
     /// What only shows now, at its place in the file: a certificate or key that cannot be used.
-    pub fn compile(config: Config, generation: u64, tag_key: TagKey) -> Result<Self, Mistakes> {
-        let mut mistakes = Vec::new();
+    pub fn compile(
+        config: Config,
+        generation: u64,
+        tag_key: TagKey,
+        keyring: &Keyring,
+        dates: Dates,
+    ) -> Result<(Self, Vec<Warning>), Mistakes> {
+        let (mut mistakes, mut warnings) = (Vec::new(), Vec::new());
         let mut ingress = Vec::new();
         for (at, entry) in config.ingress.iter().enumerate() {
-            match entrance(&config, entry, at) {
+            let served = caution::serve(&config, entry, at, keyring, dates);
+            let made = served.and_then(|(tls, cautions)| {
+                warnings.extend(cautions);
+                entrance(&config, entry, tls)
+            });
+            match made {
                 Ok(entrance) => ingress.push(Arc::new(entrance)),
                 Err(found) => mistakes.extend(found),
             }
@@ -126,7 +139,7 @@ impl Snapshot {
         if let Some(mistakes) = Mistakes::new(mistakes) {
             return Err(mistakes);
         }
-        Ok(Self {
+        let snapshot = Self {
             generation,
             ingress,
             egress: config.egress.as_ref().map(|e| Arc::new(exit(&config, e))),
@@ -137,7 +150,8 @@ impl Snapshot {
             )),
             hash: hash(config.source.text()),
             config,
-        })
+        };
+        Ok((snapshot, warnings))
     }
 
     /// Every socket that this configuration wants bound, but for the admin listener.
@@ -152,14 +166,11 @@ impl Snapshot {
     }
 }
 
-fn entrance(config: &Config, ingress: &typed::Ingress, at: usize) -> Result<Entrance, Mistakes> {
-    let tls = tls::server_config(&ingress.tls).map_err(|error| {
-        let key = format!("ingress[{at}].tls.certificates[0]");
-        // The error says what is wrong, then what mends it.
-        let text = error.to_string();
-        let (problem, mend) = text.split_once("; ").unwrap_or((&text, "check both files"));
-        Mistakes::from(config.source.remark(&key, problem, mend))
-    })?;
+fn entrance(
+    config: &Config,
+    ingress: &typed::Ingress,
+    tls: Arc<Served>,
+) -> Result<Entrance, Vec<Remark>> {
     let patterns = |route: &typed::Route| (route.hosts.clone(), route.path.clone());
     let mut way = Vec::new();
     for entry in &ingress.routes {
@@ -181,7 +192,7 @@ fn route(
     config: &Config,
     ingress: &typed::Ingress,
     route: &typed::Route,
-) -> Result<Route, Mistakes> {
+) -> Result<Route, Vec<Remark>> {
     let host = match route.hosts.first() {
         None => "*".to_owned(),
         Some(HostPattern::Below(name)) => format!("*.{name}"),
@@ -194,9 +205,8 @@ fn route(
     let own = route.limits.iter().filter(|l| !ingress.limits.contains(l));
     let upstream = config.upstreams.get(&route.upstream).ok_or_else(|| {
         let problem = format!("no upstream is called `{}`", route.upstream);
-        config
-            .source
-            .remark("upstreams", problem, "add it to `[upstreams]`")
+        let mend = "add it to `[upstreams]`";
+        vec![config.source.remark("upstreams", problem, mend)]
     })?;
     Ok(Route {
         name: format!("{host}{}", route.path).into(),
@@ -341,7 +351,9 @@ mod tests {
 
     fn compiled(folder: &Path, generation: u64) -> Result<Snapshot, Mistakes> {
         let (config, _) = config::load(&folder.join("tollgate.toml"))?;
-        Snapshot::compile(config, generation, TagKey::draw())
+        let keyring = Keyring::new(Arc::default(), |_| ()).unwrap();
+        let made = Snapshot::compile(config, generation, TagKey::draw(), &keyring, Dates::Heed);
+        made.map(|(snapshot, _)| snapshot)
     }
 
     #[test]
@@ -411,7 +423,7 @@ mod tests {
         let mistakes = compiled(folder.path(), 1).err().unwrap();
         let remark = mistakes.iter().next().unwrap();
         assert_eq!((mistakes.len(), remark.line), (1, 11));
-        assert_eq!(remark.key, "ingress[0].tls.certificates[0]");
+        assert_eq!(remark.key, "ingress[0].tls.certificates[0].key");
         assert!(remark.problem.contains("key.pem"), "{remark:?}");
     }
 }

@@ -1,21 +1,26 @@
 //! PEM files: certificate chains and private keys.
 //!
-//! Keys are never shown, not even their length. Whether key and chain belong together is not asked here.
+//! The only room that uses rustls_pemfile. It is no longer maintained (RUSTSEC-2025-0134) and is a thin layer over
+//! rustls-pki-types, which reads the same bytes: leaving it means changing this file. Keys are never shown, not even
+//! their length. Whether key and chain belong together is not asked here.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read as _};
 use std::path::Path;
 
-use rustls::pki_types::pem::{self, PemObject, SectionKind};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_pemfile::Item;
 
 use super::TlsError;
 
 /// The certificates of `path`, in the order of the file; at least one.
 pub(super) fn chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let chain: Vec<_> = sections(path, &bytes(path)?)?
-        .into_iter()
-        .filter_map(|(kind, der)| CertificateDer::from_pem(kind, der))
+    let items = items(path, &bytes(path)?)?.into_iter();
+    let chain: Vec<_> = items
+        .filter_map(|item| match item {
+            Item::X509Certificate(certificate) => Some(certificate),
+            _ => None,
+        })
         .collect();
     if chain.is_empty() {
         return Err(TlsError::NoCertificate { path: path.into() });
@@ -31,9 +36,13 @@ pub(super) fn key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
             return Err(TlsError::KeyEncrypted { path: path.into() });
         }
     }
-    let mut keys = sections(path, &text)?
-        .into_iter()
-        .filter_map(|(kind, der)| PrivateKeyDer::from_pem(kind, der));
+    let items = items(path, &text)?.into_iter();
+    let mut keys = items.filter_map(|item| match item {
+        Item::Pkcs1Key(key) => Some(key.into()),
+        Item::Pkcs8Key(key) => Some(key.into()),
+        Item::Sec1Key(key) => Some(key.into()),
+        _ => None,
+    });
     match (keys.next(), keys.next()) {
         (None, _) => Err(TlsError::NoKey { path: path.into() }),
         (Some(key), None) => Ok(key),
@@ -41,12 +50,13 @@ pub(super) fn key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
     }
 }
 
-fn sections(path: &Path, text: &[u8]) -> Result<Vec<(SectionKind, Vec<u8>)>, TlsError> {
-    let read: Result<_, pem::Error> = PemObject::pem_slice_iter(text).collect();
-    read.map_err(|error| TlsError::NotPem {
-        path: path.into(),
-        why: error.to_string(),
-    })
+fn items(path: &Path, mut text: &[u8]) -> Result<Vec<Item>, TlsError> {
+    rustls_pemfile::read_all(&mut text)
+        .collect::<Result<_, _>>()
+        .map_err(|error| TlsError::NotPem {
+            path: path.into(),
+            why: error.to_string(),
+        })
 }
 
 fn bytes(path: &Path) -> Result<Vec<u8>, TlsError> {

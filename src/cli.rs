@@ -12,6 +12,7 @@ mod audit;
 mod check;
 mod demo;
 mod run;
+mod secret;
 
 /// The edge of a low-code platform: every request in is recorded before it is forwarded, every connection out leaves
 /// from one fixed address.
@@ -32,6 +33,8 @@ enum Command {
     Demo(demo::Arguments),
     /// Serve, until SIGTERM or SIGINT; SIGHUP reloads the configuration
     Run(run::Arguments),
+    /// Keys to seal with: what lies on a shared volume or in Redis is sealed
+    Secret(secret::Arguments),
 }
 
 /// How a command ended.
@@ -57,6 +60,7 @@ pub fn main() -> ExitCode {
         Command::Check(arguments) => check::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Run(arguments) => run::run(&arguments),
+        Command::Secret(arguments) => secret::run(&arguments),
     };
     ExitCode::from(match exit {
         Exit::Done => 0,

@@ -166,7 +166,7 @@ fn broken(source: &Source, error: &toml::de::Error) -> Remark {
 
 /// Every section, whether or not an earlier one is right.
 fn whole(root: &Table<'_>, folder: &Path) -> Config {
-    let (process, admin) = (general::process(root), general::admin(root));
+    let (process, admin) = (general::process(root, folder), general::admin(root));
     let (log, audit) = (general::log(root), general::audit(root));
     let (sets, limits) = (Sets::read(root, folder), general::limits(root));
     let names: Vec<&str> = limits.keys().map(String::as_str).collect();

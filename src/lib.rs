@@ -41,6 +41,7 @@ pub mod policy {
 pub mod config;
 pub(crate) mod disk;
 pub mod relay;
+pub mod secret;
 pub mod socket;
 pub mod telemetry;
 /// Formats of the wire: parsers and writers without I/O.

@@ -201,6 +201,7 @@ fn unchangeable(old: &Config, new: &Config) -> Vec<Remark> {
             &will.max_sessions_per_client,
         );
     }
+    same("process.key_file", &was.key_file, &will.key_file);
     same("admin.listen", &old.admin.listen, &new.admin.listen);
     same("log.format", &old.log.format, &new.log.format);
     same("log.level", &old.log.level, &new.log.level);
@@ -310,6 +311,7 @@ mod tests {
             state_dir = "/elsewhere"
             workers = 77
             max_sessions = 5
+            key_file = "seal.key"
             [admin]
             listen = "127.0.0.1:9912"
             [log]
@@ -331,6 +333,7 @@ mod tests {
                 "process.state_dir",
                 "process.workers",
                 "process.max_sessions",
+                "process.key_file",
                 "admin.listen",
                 "log.level",
                 "log.format",

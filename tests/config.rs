@@ -129,8 +129,9 @@ fn the_full_example_has_every_key() {
 #[test]
 fn the_full_example_tells_the_true_defaults() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/full.toml");
-    let (full, _) = config::load(&path).unwrap();
+    let (mut full, _) = config::load(&path).unwrap();
     let (small, _) = accepted(&format!("{SMALLEST}[egress]\nfixed = '192.0.2.1'"));
+    assert!(full.process.key_file.take().is_some()); // default: none
     let same = |a: &dyn std::fmt::Debug, b: &dyn std::fmt::Debug| {
         assert_eq!(format!("{a:?}"), format!("{b:?}"));
     };

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -37,13 +37,14 @@ const RATE_MAX: u32 = 1_000_000;
 const REFILL_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// `[process]`
-pub(super) fn process(root: &Table<'_>) -> Process {
+pub(super) fn process(root: &Table<'_>, folder: &Path) -> Process {
     let mut process = Process {
         state_dir: PathBuf::from(DEFAULT_STATE_DIR),
         workers: processors(),
         drain_deadline: DEFAULT_DRAIN_DEADLINE,
         max_sessions: DEFAULT_SESSIONS,
         max_sessions_per_client: share(DEFAULT_SESSIONS),
+        key_file: None,
     };
     let Some(table) = root.table("process") else {
         return process;
@@ -70,6 +71,8 @@ pub(super) fn process(root: &Table<'_>) -> Process {
         1..=SESSIONS_MAX,
         share(process.max_sessions),
     );
+    let key_file = table.value("key_file").and_then(|v| v.text());
+    process.key_file = key_file.map(|text| folder.join(text));
     process
 }
 

@@ -71,6 +71,8 @@ pub struct Process {
     pub max_sessions: usize,
     /// Ingress connections of one client address (IPv6: of one /64).
     pub max_sessions_per_client: usize,
+    /// The keys that seal what others can read.
+    pub key_file: Option<PathBuf>,
 }
 
 /// `[admin]`

@@ -167,6 +167,7 @@ fn config(at: [SocketAddr; 2], hosts: Vec<HostPattern>) -> Config {
             drain_deadline: second,
             max_sessions: 100,
             max_sessions_per_client: 100,
+            key_file: None,
         },
         admin: Admin {
             listen: "127.0.0.1:9911".parse().unwrap(),

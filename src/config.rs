@@ -18,6 +18,7 @@ mod notes;
 mod raw;
 mod remark;
 mod sets;
+mod tls;
 pub mod typed;
 mod units;
 

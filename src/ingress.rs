@@ -8,11 +8,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::header::HeaderValue;
+use rustls::server::Acceptor;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::LazyConfigAcceptor;
 
 use crate::addr::Peer;
 use crate::audit::Journal;
@@ -22,6 +24,7 @@ use crate::policy::allow_list::Client;
 use crate::sessions::Session;
 use crate::snapshot::{Entrance, Live};
 use crate::telemetry::Metrics;
+use crate::tls::{Certificate, Served};
 use crate::wire::proxy_protocol::{self, Read};
 
 mod body;
@@ -93,6 +96,9 @@ impl Default for Timers {
 /// How long a write may make no progress before a route has said otherwise.
 const STALL_DEFAULT: Duration = Duration::from_secs(60);
 
+/// A record (RFC 8446 section 5.1) with the fatal alert 112 (RFC 6066 section 3), which rustls does not send for us.
+const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
+
 impl Ingress {
     /// One for each worker: what it keeps of upstream connections is not shared.
     pub fn new(
@@ -130,8 +136,11 @@ impl Ingress {
         // Its room is given back before the connection begins to wait for requests.
         let handshake = Box::pin(self.handshake(tcp, peer, session, listen));
         let entered = timeout(self.timers.handshake, handshake).await;
-        match entered.unwrap_or(Err((peer.socket().ip(), Refusal::HandshakeTimeout))) {
-            Err((client, refusal)) => self.turn_away(listen, client, refusal, ""),
+        match entered.unwrap_or(Err(unnamed((
+            peer.socket().ip(),
+            Refusal::HandshakeTimeout,
+        )))) {
+            Err((client, refusal, name)) => self.turn_away(listen, client, refusal, &name),
             Ok((visitor, io)) if visitor.frames => Box::pin(self.serve_http2(visitor, io)).await,
             Ok((visitor, io)) => Box::pin(self.serve_http1(visitor, io)).await,
         }
@@ -158,15 +167,16 @@ impl Ingress {
         }
     }
 
-    /// From the socket to a connection that carries requests. The error names whom it is about, as far as is known.
+    /// From the socket to a connection that carries requests. The error names whom it is about, as far as is known, and
+    /// the server name that was asked for.
     async fn handshake(
         &self,
         tcp: TcpStream,
         peer: Peer,
         mut session: Session,
         listen: SocketAddr,
-    ) -> Result<(Arc<Visitor>, Io), (IpAddr, Refusal)> {
-        let unknown = |refusal| (peer.socket().ip(), refusal);
+    ) -> Result<(Arc<Visitor>, Io), (IpAddr, Refusal, Box<str>)> {
+        let unknown = |refusal| unnamed((peer.socket().ip(), refusal));
         let snapshot = self.live.load();
         let generation = snapshot.generation;
         let entrance = entrance(&snapshot, listen).cloned();
@@ -178,14 +188,14 @@ impl Ingress {
         tcp.set_nodelay(true)
             .map_err(|_| unknown(Refusal::HandshakeFailed))?;
 
-        let (tcp, client) = self.admit(tcp, peer, &entrance, &mut session).await?;
+        let admitted = self.admit(tcp, peer, &entrance, &mut session).await;
+        let (tcp, client) = admitted.map_err(unnamed)?;
         let pulse = Pulse::new(self.timers.head, STALL_DEFAULT);
         let timed = Timed::below_tls(tcp, Arc::clone(&pulse));
-        let acceptor = TlsAcceptor::from(Arc::clone(&entrance.tls));
-        let mut io = match acceptor.accept(timed).into_fallible().await {
-            Ok(io) => io,
-            Err((_, timed)) => return Err((client.address(), self.no_tls(timed).await)),
-        };
+        let (mut io, certificate) = self
+            .agree(timed, &entrance.tls)
+            .await
+            .map_err(|(refusal, name)| (client.address(), refusal, name))?;
 
         let tls = &mut io.get_mut().1;
         let early = tls.reader().into_first_chunk().map_or(0, <[u8]>::len);
@@ -204,6 +214,7 @@ impl Ingress {
             client,
             address: address_value(client),
             tls: tls_version(tls.protocol_version()),
+            certificate,
             frames,
             pulse,
             session,
@@ -211,6 +222,38 @@ impl Ingress {
             addressed: Mutex::default(),
         };
         Ok((Arc::new(visitor), io))
+    }
+
+    /// The handshake itself: what the client asks for decides what it is shown.
+    async fn agree(
+        &self,
+        timed: Timed<TcpStream>,
+        served: &Served,
+    ) -> Result<(Io, Arc<Certificate>), (Refusal, Box<str>)> {
+        let mut greeting = LazyConfigAcceptor::new(Acceptor::default(), timed);
+        let started = match (&mut greeting).await {
+            Ok(started) => started,
+            Err(_) => {
+                let refusal = match greeting.take_io() {
+                    Some(timed) => self.no_tls(timed).await,
+                    None => Refusal::HandshakeFailed,
+                };
+                return Err((refusal, Box::default()));
+            }
+        };
+        let hello = started.client_hello();
+        match served.choose(&hello) {
+            Ok(choice) => match started.into_stream(choice.config).await {
+                Ok(io) => Ok((io, choice.certificate)),
+                Err(_) => Err((Refusal::HandshakeFailed, Box::default())),
+            },
+            Err(refusal) => {
+                let name = hello.server_name().unwrap_or_default().into();
+                let alert = Bytes::from_static(&UNRECOGNIZED_NAME);
+                self.farewell(started.io, alert).await;
+                Err((refusal, name))
+            }
+        }
     }
 
     /// Why the handshake failed. A person who forgot the `s` of `https` is told.
@@ -244,6 +287,11 @@ impl Ingress {
         });
         judged.map_err(|refusal| (address, refusal))
     }
+}
+
+/// A refusal of whom no server name is known.
+fn unnamed((client, refusal): (IpAddr, Refusal)) -> (IpAddr, Refusal, Box<str>) {
+    (client, refusal, Box::default())
 }
 
 /// Reads a PROXY header and not a byte more: what follows belongs to TLS.

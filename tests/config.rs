@@ -123,7 +123,7 @@ fn the_full_example_has_every_key() {
             );
         }
     }
-    assert_eq!(tables, 22);
+    assert_eq!(tables, 23);
 }
 
 #[test]
@@ -837,8 +837,13 @@ tls.certificates = [{ cert = 'c' }]
 
 listen = '0.0.0.0:443'
 upstream = 'http://a'
-tls.certificates = [{ cert = 'c', key = 'k' }, { cert = 'd', key = 'l' }]
-# ingress[0].tls.certificates | more than one certificate is not available in this release | use one certificate that holds all names, or one `[[ingress]]` each
+tls.certificates = [{ cert = 'c', key = 'k' }, { cert = 'd', key = 'k' }, { cert = 'c', key = 'k' }]
+# ingress[0].tls.certificates[2] | the same certificate twice | remove one
+
+listen = '0.0.0.0:443'
+upstream = 'http://a'
+tls = { unknown_sni = 'reject', certificates = [{ cert = 'c', key = 'k' }] }
+# ingress[0].tls.unknown_sni | unknown value "reject" | choose "default" or "refuse"
 
 listen = '0.0.0.0:443'
 upstream = 'http://a'

@@ -4,12 +4,13 @@
 //! `upstream` beside `listen` becomes the last route, unless one for the same hosts and path `/` takes its place.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use super::raw::{Table, Value};
 use super::sets::Sets;
-use super::typed::{HostPattern, Ingress, OnFailure, Route, Timeouts, Tls, TlsVersion, Upstream};
+use super::tls::tls;
+use super::typed::{HostPattern, Ingress, OnFailure, Route, Timeouts, Upstream};
 use super::{ON_FAILURE, units};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -102,55 +103,6 @@ pub(super) fn ingress(table: &Table<'_>, around: &mut Around<'_>) -> Option<Ingr
         limits,
         routes,
     })
-}
-
-/// The certificate; every key of the table is looked at even if there is none.
-fn tls(ingress: &Table<'_>, folder: &Path) -> Option<Tls> {
-    let example = r#"`certificates = [{ cert = "cert.pem", key = "key.pem" }]`"#;
-    let Some(table) = ingress.table("tls") else {
-        if ingress.value("tls").is_none() {
-            ingress.missing("tls", &format!("add `[ingress.tls]` with {example}"));
-        }
-        return None;
-    };
-    let files = format!("use certificate files: {example}");
-    table.not_yet("acme", &files);
-    table.not_yet(
-        "client_auth",
-        "use `allow`; client certificates are not asked for",
-    );
-    let versions = [("1.2", TlsVersion::V12), ("1.3", TlsVersion::V13)];
-    let min_version = table.word("min_version", &versions, TlsVersion::V12);
-    let list = match table.value("certificates") {
-        None if table.value("acme").is_some() => return None,
-        _ => table.some("certificates", &format!("add {example}")),
-    };
-    let pair = match list.as_slice() {
-        [] => return None,
-        [pair] => pair,
-        [..] => {
-            table.value("certificates")?.wrong(
-                "more than one certificate is not available in this release",
-                "use one certificate that holds all names, or one `[[ingress]]` each",
-            );
-            return None;
-        }
-    };
-    let pair = pair.table()?;
-    let (cert, key) = (file(&pair, "cert", folder), file(&pair, "key", folder));
-    Some(Tls {
-        cert: cert?,
-        key: key?,
-        min_version,
-    })
-}
-
-fn file(table: &Table<'_>, name: &'static str, folder: &Path) -> Option<PathBuf> {
-    let Some(value) = table.value(name) else {
-        table.missing(name, &format!(r#"add `{name} = "FILE.pem"`"#));
-        return None;
-    };
-    value.text().map(|text| folder.join(text))
 }
 
 /// Names of `[limits]`, of which `known` are there.

@@ -151,11 +151,28 @@ pub struct Ingress {
     pub routes: Vec<Route>,
 }
 
+/// `[ingress.tls]`
 #[derive(Debug)]
 pub struct Tls {
+    /// At least one. The first is for clients that no other is for, if those are served.
+    pub certificates: Vec<CertificateFiles>,
+    pub unknown_sni: UnknownSni,
+    pub min_version: TlsVersion,
+}
+
+/// A chain, leaf first, and the leaf's private key.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct CertificateFiles {
     pub cert: PathBuf,
     pub key: PathBuf,
-    pub min_version: TlsVersion,
+}
+
+/// What a client gets whose server name no certificate is for, or that sends none.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum UnknownSni {
+    /// The first certificate.
+    Default,
+    Refuse,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -23,7 +23,7 @@ use super::Ingress;
 use super::body::Reply;
 use super::passage::Passage;
 use super::reply::{Refused, id_value, problem};
-use super::visitor::{Visitor, entrance};
+use super::visitor::{Addressed, Visitor, entrance};
 
 /// A request that has arrived.
 pub(super) struct Arrival {
@@ -57,11 +57,15 @@ impl Ingress {
         let busy = visitor.pulse.begin();
         let (parts, body) = request.into_parts();
         let (unread, silent) = (!body.is_end_stream(), parts.method == Method::HEAD);
-        let (entry, authority) = (Id::new(), visitor.authority(&parts));
+        let (entry, addressed) = (Id::new(), visitor.addressed(&parts, &self.live));
         let id = id_value(entry);
-        let (name, passed) = match authority {
+        let (name, passed) = match addressed {
             Err(refusal) => (None, Err(refusal.into())),
-            Ok(authority) => {
+            Ok(Addressed {
+                authority,
+                misdirected: true,
+            }) => (Some(authority), Err(Refusal::Misdirected.into())),
+            Ok(Addressed { authority, .. }) => {
                 let arrival = Arrival {
                     visitor: Arc::clone(&visitor),
                     id: id.clone(),

@@ -11,7 +11,8 @@ use crate::addr::{Host, Peer};
 use crate::outcome::Refusal;
 use crate::policy::allow_list::Client;
 use crate::sessions::Session;
-use crate::snapshot::{Entrance, Snapshot};
+use crate::snapshot::{Entrance, Live, Snapshot};
+use crate::tls::Certificate;
 use crate::wire::http::{Authority, authority};
 
 use super::pulse::Pulse;
@@ -26,22 +27,39 @@ pub(super) struct Visitor {
     /// The client address, for the forwarded fields.
     pub(super) address: HeaderValue,
     pub(super) tls: &'static str,
+    /// What it was shown.
+    pub(super) certificate: Arc<Certificate>,
     /// It speaks HTTP/2.
     pub(super) frames: bool,
     pub(super) pulse: Arc<Pulse>,
     pub(super) session: Session,
     /// Under which snapshot it was let in.
     pub(super) generation: u64,
-    /// The authority of the last request, as it was written and as it was read: hardly ever another one.
-    pub(super) addressed: Mutex<Option<(Box<str>, Arc<Authority>)>>,
+    /// Whom the last request was addressed to: hardly ever another one.
+    pub(super) addressed: Mutex<Option<(Box<str>, Addressed)>>,
+}
+
+/// Whom a request is addressed to.
+#[derive(Clone)]
+pub(super) struct Addressed {
+    pub(super) authority: Arc<Authority>,
+    /// It should have come on another connection: see [`Served::misdirected`](crate::tls::Served::misdirected).
+    pub(super) misdirected: bool,
 }
 
 impl Visitor {
-    /// Whom a request of this connection is addressed to.
-    pub(super) fn authority(&self, parts: &request::Parts) -> Result<Arc<Authority>, Refusal> {
+    /// Whom a request of this connection is addressed to, judged by the certificates of `live` if it is somebody new.
+    pub(super) fn addressed(
+        &self,
+        parts: &request::Parts,
+        live: &Live,
+    ) -> Result<Addressed, Refusal> {
         let Some(text) = authority(parts)? else {
             let host = Host::Address(self.local).to_string();
-            return Authority::parse(&host).map(Arc::new);
+            return Ok(Addressed {
+                authority: Arc::new(Authority::parse(&host)?),
+                misdirected: false,
+            });
         };
         let mut last = self
             .addressed
@@ -50,10 +68,18 @@ impl Visitor {
         if let Some((written, read)) = &*last
             && **written == *text
         {
-            return Ok(Arc::clone(read));
+            return Ok(read.clone());
         }
-        let read = Arc::new(Authority::parse(text)?);
-        *last = Some((text.into(), Arc::clone(&read)));
+        let authority = Arc::new(Authority::parse(text)?);
+        let misdirected = entrance(&live.load(), self.listen).is_some_and(|entrance| {
+            let served = &entrance.tls;
+            served.misdirected(&self.certificate, &authority.host)
+        });
+        let read = Addressed {
+            authority,
+            misdirected,
+        };
+        *last = Some((text.into(), read.clone()));
         Ok(read)
     }
 

@@ -1,0 +1,54 @@
+//! What one listener serves TLS with, and what a connection is told before its handshake goes on.
+
+use std::sync::Arc;
+
+use rustls::ServerConfig;
+use rustls::server::ClientHello;
+
+use crate::addr::Host;
+use crate::outcome::Refusal;
+
+use super::Certificate;
+use super::names::Names;
+
+/// What one listener serves TLS with. Its certificates are replaced in place; everything else is as configured.
+#[derive(Debug)]
+pub struct Served {
+    pub(super) config: Arc<ServerConfig>,
+    pub(super) names: Arc<Names>,
+}
+
+/// How the handshake with one client goes on.
+pub struct Choice {
+    pub config: Arc<ServerConfig>,
+    /// What the client is shown.
+    pub certificate: Arc<Certificate>,
+}
+
+impl Served {
+    /// By what the client said first.
+    ///
+    /// # Errors
+    /// [`Refusal::ServerNameUnknown`] if no certificate is for the name, and such clients are refused; also while there
+    /// is no certificate at all.
+    pub fn choose(&self, hello: &ClientHello<'_>) -> Result<Choice, Refusal> {
+        let found = self
+            .names
+            .find(hello.server_name(), hello.signature_schemes());
+        Ok(Choice {
+            config: Arc::clone(&self.config),
+            certificate: found.ok_or(Refusal::ServerNameUnknown)?,
+        })
+    }
+
+    /// Whether a request for `host` should have come on another connection: its certificate, `given`, is not for that
+    /// host, but another one here is (RFC 9110 section 15.5.20).
+    pub fn misdirected(&self, given: &Certificate, host: &Host) -> bool {
+        !given.covers(host) && self.names.covers(host)
+    }
+
+    /// Every certificate there is now, in the configuration's order.
+    pub fn certificates(&self) -> Vec<Arc<Certificate>> {
+        self.names.all()
+    }
+}

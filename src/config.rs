@@ -10,6 +10,7 @@ use std::path::Path;
 
 use toml::de::DeTable;
 
+mod acme;
 mod egress;
 mod gate;
 mod general;
@@ -169,12 +170,15 @@ fn broken(source: &Source, error: &toml::de::Error) -> Remark {
 fn whole(root: &Table<'_>, folder: &Path) -> Config {
     let (process, admin) = (general::process(root, folder), general::admin(root));
     let (log, audit) = (general::log(root), general::audit(root));
-    let (sets, limits) = (Sets::read(root, folder), general::limits(root));
+    let sets = Sets::read(root, folder);
+    let (limits, store) = general::limits(root, folder);
     let names: Vec<&str> = limits.keys().map(String::as_str).collect();
     let mut around = ingress::Around {
         sets: &sets,
         limits: &names,
         folder,
+        process: &process,
+        redis: store.as_ref(),
         on_failure: audit.on_failure,
         upstreams: ingress::upstreams(root),
     };
@@ -203,6 +207,7 @@ fn whole(root: &Table<'_>, folder: &Path) -> Config {
         log,
         audit,
         limits,
+        store,
         ingress: entrances,
         upstreams,
         egress,

@@ -19,19 +19,23 @@ use crate::config::typed::{CertificateFiles, Tls, TlsVersion};
 use crate::telemetry::Metrics;
 
 mod certificate;
+mod challenges;
 mod error;
 mod holding;
 mod keeper;
 mod names;
 mod notice;
+mod ordered;
 mod pem;
 mod served;
 mod watch;
 
 pub use certificate::Certificate;
+pub use challenges::{Challenge, Challenges, NoAnswer};
 pub use error::TlsError;
 pub use keeper::Keeper;
 pub use notice::Notice;
+pub use ordered::Ordered;
 pub use served::{Choice, Served};
 
 use holding::Holding;
@@ -49,6 +53,7 @@ struct Ring {
     /// not verified again.
     ticketer: Arc<dyn ProducesTickets>,
     held: Mutex<Held>,
+    challenges: Arc<Challenges>,
     metrics: Arc<Metrics>,
     tell: Tell,
 }
@@ -77,6 +82,7 @@ impl Keyring {
             provider: Arc::new(aws_lc_rs::default_provider()),
             ticketer: aws_lc_rs::Ticketer::new()?,
             held: Mutex::default(),
+            challenges: Arc::default(),
             metrics,
             tell: Box::new(tell),
         })))
@@ -98,11 +104,18 @@ impl Keyring {
         if !flaws.is_empty() {
             return Err(flaws);
         }
+        let ordered = self.places(tls, &slots);
+        slots.extend(ordered.iter().map(|ordered| Arc::clone(&ordered.slot)));
         let names = Arc::new(Names::new(slots, tls.unknown_sni));
         self.0.held().listeners.push(Arc::downgrade(&names));
         names.refresh(); // what was replaced before it was on the list
         match self.0.config(tls, &names) {
-            Ok(config) => Ok(Arc::new(Served { config, names })),
+            Ok(config) => Ok(Arc::new(Served {
+                config,
+                names,
+                ordered,
+                challenges: Arc::clone(&self.0.challenges),
+            })),
             Err(error) => Err(vec![Flaw {
                 key: String::new(),
                 error: error.into(),

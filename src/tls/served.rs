@@ -8,14 +8,15 @@ use rustls::server::ClientHello;
 use crate::addr::Host;
 use crate::outcome::Refusal;
 
-use super::Certificate;
+use super::{Certificate, Challenges, Ordered};
 use super::names::Names;
 
 /// What one listener serves TLS with. Its certificates are replaced in place; everything else is as configured.
-#[derive(Debug)]
 pub struct Served {
     pub(super) config: Arc<ServerConfig>,
     pub(super) names: Arc<Names>,
+    pub(super) ordered: Vec<Ordered>,
+    pub(super) challenges: Arc<Challenges>,
 }
 
 /// How the handshake with one client goes on.
@@ -39,6 +40,21 @@ impl Served {
             config: Arc::clone(&self.config),
             certificate: found.ok_or(Refusal::ServerNameUnknown)?,
         })
+    }
+
+    /// The certificates that are ordered for it.
+    pub fn ordered(&self) -> &[Ordered] {
+        &self.ordered
+    }
+
+    /// Whether a certificate authority may ask something at present by a handshake, or by a request on port 80.
+    pub fn challenges(&self) -> Option<&Challenges> {
+        (!self.ordered.is_empty()).then_some(&*self.challenges)
+    }
+
+    /// What answers a handshake that is a challenge.
+    pub fn answer(&self, hello: &ClientHello<'_>) -> Option<Arc<ServerConfig>> {
+        self.challenges()?.answer_tls(hello)
     }
 
     /// Whether a request for `host` should have come on another connection: its certificate, `given`, is not for that

@@ -15,6 +15,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::Level;
 
+use crate::acme::{AcmeError, Plan, Steward};
 use crate::admin::{Admin, Health};
 use crate::audit::{self, Journal};
 use crate::config::typed::{Config, LogFormat};
@@ -40,6 +41,9 @@ use doors::{Doors, Wings};
 /// Why the process could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
+    /// Certificates cannot be ordered.
+    #[error(transparent)]
+    Acme(#[from] AcmeError),
     /// The audit log cannot be opened.
     #[error(transparent)]
     Audit(#[from] audit::OpenError),
@@ -63,6 +67,7 @@ struct House {
     health: Arc<Health>,
     admin: Admin,
     keeper: Keeper,
+    steward: Steward,
     doors: Doors,
 }
 
@@ -161,10 +166,12 @@ impl House {
         };
         let mut doors = Doors::new(wings, reception);
         let snapshot = live.load();
+        let plan = Plan::new(&snapshot.config, snapshot.ordered())?;
         let admin = Bound::new(snapshot.config.admin.listen)?;
         let bound = doors.bind(&snapshot)?;
         let health = Arc::new(Health {
             journal: journal.clone(),
+            keyring: keyring.clone(),
             crew,
             metrics: Arc::clone(&metrics),
             draining: AtomicBool::new(false),
@@ -178,6 +185,8 @@ impl House {
             facts: vec![("config_sha256", snapshot.hash.clone())],
         });
         let keeper = Keeper::start(keyring.clone())?;
+        let mut steward = Steward::new(keyring.clone(), journal.clone(), Arc::clone(&metrics));
+        steward.enact(plan)?;
         let reloader = Reloader::new(file.to_owned(), live, sessions, journal, metrics, keyring);
         Ok(Self {
             workers,
@@ -185,6 +194,7 @@ impl House {
             health,
             admin,
             keeper,
+            steward,
             doors,
         })
     }
@@ -218,8 +228,11 @@ impl House {
         for warning in &prepared.warnings {
             tracing::warn!("{warning}");
         }
-        match self.doors.bind(prepared.snapshot()) {
-            Ok(bound) => self.enact(prepared, bound),
+        let snapshot = prepared.snapshot();
+        let plan = Plan::new(&snapshot.config, snapshot.ordered()).map_err(AppError::from);
+        let ready = plan.and_then(|plan| Ok((plan, self.doors.bind(snapshot)?)));
+        match ready {
+            Ok((plan, bound)) => self.enact(prepared, plan, bound),
             Err(error) => {
                 tracing::error!(%error, "the configuration stays as it is");
                 self.reloader.abandon(prepared, &error.to_string());
@@ -227,8 +240,11 @@ impl House {
         }
     }
 
-    fn enact(&mut self, prepared: Prepared, bound: Vec<(Listen, Bound)>) {
+    fn enact(&mut self, prepared: Prepared, plan: Plan, bound: Vec<(Listen, Bound)>) {
         let generation = self.reloader.enact(prepared);
+        if let Err(error) = self.steward.enact(plan) {
+            tracing::error!(%error, "no certificate can be ordered; restart");
+        }
         let snapshot = self.reloader.live.load();
         self.doors.open(bound, &snapshot);
         ports(&snapshot.config);
@@ -292,6 +308,7 @@ impl House {
 
     /// The log is closed while its workers still run, the threads end last.
     fn stop(self) {
+        self.steward.stop();
         self.keeper.stop();
         self.reloader.journal.close();
         self.admin.stop();

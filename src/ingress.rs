@@ -28,6 +28,7 @@ use crate::tls::{Certificate, Served};
 use crate::wire::proxy_protocol::{self, Read};
 
 mod body;
+mod corridor;
 mod forward;
 mod names;
 mod pass;
@@ -141,15 +142,18 @@ impl Ingress {
             Refusal::HandshakeTimeout,
         )))) {
             Err((client, refusal, name)) => self.turn_away(listen, client, refusal, &name),
-            Ok((visitor, io)) if visitor.frames => Box::pin(self.serve_http2(visitor, io)).await,
-            Ok((visitor, io)) => Box::pin(self.serve_http1(visitor, io)).await,
+            Ok(None) => {} // a challenge, answered
+            Ok(Some((visitor, io))) if visitor.frames => {
+                Box::pin(self.serve_http2(visitor, io)).await;
+            }
+            Ok(Some((visitor, io))) => Box::pin(self.serve_http1(visitor, io)).await,
         }
     }
 
     /// Serves a client that connected to the plain listener `listen`: redirects to HTTPS, nothing else.
     pub async fn redirect(
         self: Arc<Self>,
-        tcp: TcpStream,
+        mut tcp: TcpStream,
         mut session: Session,
         listen: SocketAddr,
     ) {
@@ -161,9 +165,21 @@ impl Ingress {
             return; // the listener was taken away by a reload
         };
         drop(snapshot);
-        match self.admit(tcp, peer, &entrance, &mut session).await {
-            Ok((tcp, client)) => self.redirect_client(tcp, client, session, listen).await,
-            Err((client, refusal)) => self.turn_away(listen, client, refusal, ""),
+        let client = match self.client_address(&mut tcp, peer, &entrance).await {
+            Ok(client) => client,
+            Err((client, refusal)) => return self.turn_away(listen, client, refusal, ""),
+        };
+        let challenges = entrance.tls.challenges().filter(|c| c.http_pending());
+        let refused = match (admit(client, &entrance, &mut session), challenges) {
+            (Ok(client), _) => return self.redirect_client(tcp, client, session, listen).await,
+            (Err(Refusal::ClientDenied), Some(challenges)) => match session.claim(client) {
+                Ok(()) => self.stranger_http(tcp, client, listen, challenges).await,
+                full => full,
+            },
+            (Err(refusal), _) => Err(refusal),
+        };
+        if let Err(refusal) = refused {
+            self.turn_away(listen, client, refusal, "");
         }
     }
 
@@ -171,11 +187,11 @@ impl Ingress {
     /// the server name that was asked for.
     async fn handshake(
         &self,
-        tcp: TcpStream,
+        mut tcp: TcpStream,
         peer: Peer,
         mut session: Session,
         listen: SocketAddr,
-    ) -> Result<(Arc<Visitor>, Io), (IpAddr, Refusal, Box<str>)> {
+    ) -> Result<Option<(Arc<Visitor>, Io)>, (IpAddr, Refusal, Box<str>)> {
         let unknown = |refusal| unnamed((peer.socket().ip(), refusal));
         let snapshot = self.live.load();
         let generation = snapshot.generation;
@@ -188,14 +204,25 @@ impl Ingress {
         tcp.set_nodelay(true)
             .map_err(|_| unknown(Refusal::HandshakeFailed))?;
 
-        let admitted = self.admit(tcp, peer, &entrance, &mut session).await;
-        let (tcp, client) = admitted.map_err(unnamed)?;
+        let address = self.client_address(&mut tcp, peer, &entrance).await;
+        let address = address.map_err(unnamed)?;
+        let challenges = entrance.tls.challenges().filter(|c| c.tls_pending());
+        let client = match admit(address, &entrance, &mut session) {
+            Err(Refusal::ClientDenied) if challenges.is_some() => {
+                let refused = |refusal| unnamed((address, refusal));
+                session.claim(address).map_err(refused)?;
+                let answer = self.stranger(tcp, address, listen, &entrance.tls);
+                return Box::pin(answer).await.map(|()| None).map_err(refused);
+            }
+            admitted => admitted.map_err(|refusal| unnamed((address, refusal)))?,
+        };
         let pulse = Pulse::new(self.timers.head, STALL_DEFAULT);
         let timed = Timed::below_tls(tcp, Arc::clone(&pulse));
-        let (mut io, certificate) = self
-            .agree(timed, &entrance.tls)
-            .await
-            .map_err(|(refusal, name)| (client.address(), refusal, name))?;
+        let agreed = self.agree(timed, client, listen, &entrance.tls).await;
+        let agreed = agreed.map_err(|(refusal, name)| (client.address(), refusal, name))?;
+        let Some((mut io, certificate)) = agreed else {
+            return Ok(None);
+        };
 
         let tls = &mut io.get_mut().1;
         let early = tls.reader().into_first_chunk().map_or(0, <[u8]>::len);
@@ -221,15 +248,18 @@ impl Ingress {
             generation,
             addressed: Mutex::default(),
         };
-        Ok((Arc::new(visitor), io))
+        Ok(Some((Arc::new(visitor), io)))
     }
 
-    /// The handshake itself: what the client asks for decides what it is shown.
+    /// The handshake itself: what the client asks for decides what it is shown. Nothing comes of one that was a
+    /// challenge.
     async fn agree(
         &self,
         timed: Timed<TcpStream>,
+        client: Client,
+        listen: SocketAddr,
         served: &Served,
-    ) -> Result<(Io, Arc<Certificate>), (Refusal, Box<str>)> {
+    ) -> Result<Option<(Io, Arc<Certificate>)>, (Refusal, Box<str>)> {
         let mut greeting = LazyConfigAcceptor::new(Acceptor::default(), timed);
         let started = match (&mut greeting).await {
             Ok(started) => started,
@@ -241,10 +271,14 @@ impl Ingress {
                 return Err((refusal, Box::default()));
             }
         };
+        let challenged = self.challenged(started, client.address(), listen, served);
+        let Err(started) = challenged.await else {
+            return Ok(None);
+        };
         let hello = started.client_hello();
         match served.choose(&hello) {
             Ok(choice) => match started.into_stream(choice.config).await {
-                Ok(io) => Ok((io, choice.certificate)),
+                Ok(io) => Ok(Some((io, choice.certificate))),
                 Err(_) => Err((Refusal::HandshakeFailed, Box::default())),
             },
             Err(refusal) => {
@@ -265,28 +299,34 @@ impl Ingress {
         Refusal::PlainHttp
     }
 
-    /// Who it is, whether the listener's list names them, and whether they may have another connection.
-    async fn admit(
+    /// Who it is: not judged yet.
+    async fn client_address(
         &self,
-        mut tcp: TcpStream,
+        tcp: &mut TcpStream,
         peer: Peer,
         entrance: &Entrance,
-        session: &mut Session,
-    ) -> Result<(TcpStream, Client), (IpAddr, Refusal)> {
+    ) -> Result<IpAddr, (IpAddr, Refusal)> {
         let mut address = peer.socket().ip();
         if entrance.proxy_protocol_from.contains(address) {
-            let told = timeout(self.timers.proxy_header, proxy_header(&mut tcp)).await;
+            let told = timeout(self.timers.proxy_header, proxy_header(tcp)).await;
             let told = told.unwrap_or(Err(Refusal::HandshakeTimeout));
             if let Some(source) = told.map_err(|refusal| (address, refusal))? {
                 address = source.ip().to_canonical();
             }
         }
-        let judged = entrance.list.admit(address).and_then(|client| {
-            session.claim(client.address())?;
-            Ok((tcp, client))
-        });
-        judged.map_err(|refusal| (address, refusal))
+        Ok(address)
     }
+}
+
+/// Whether the listener's list names them, and whether they may have another connection.
+fn admit(
+    address: IpAddr,
+    entrance: &Entrance,
+    session: &mut Session,
+) -> Result<Client, Refusal> {
+    let client = entrance.list.admit(address)?;
+    session.claim(client.address())?;
+    Ok(client)
 }
 
 /// A refusal of whom no server name is known.

@@ -31,7 +31,7 @@ mod served;
 mod watch;
 
 pub use certificate::Certificate;
-pub use challenges::{Challenge, Challenges, NoAnswer};
+pub use challenges::{Challenge, Challenges, Given, NoAnswer};
 pub use error::TlsError;
 pub use keeper::Keeper;
 pub use notice::Notice;

@@ -54,7 +54,7 @@ pub(super) struct Problem {
     #[serde(default)]
     subproblems: Vec<Subproblem>,
     #[serde(skip)]
-    pub(super) retry_after: Option<Duration>,
+    retry_after: Option<Duration>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -116,6 +116,22 @@ impl Failure {
 }
 
 impl Problem {
+    /// What a certificate authority would say to an account without a binding, said before it is asked.
+    pub(super) fn binding_needed() -> Self {
+        Self {
+            kind: format!("{KIND_PREFIX}externalAccountRequired"),
+            ..Self::default()
+        }
+    }
+
+    /// This, with what the head of the answer said about trying again.
+    pub(super) fn waiting(self, retry_after: Option<Duration>) -> Self {
+        Self {
+            retry_after,
+            ..self
+        }
+    }
+
     pub(super) fn is(&self, kind: &str) -> bool {
         self.kind.strip_prefix(KIND_PREFIX) == Some(kind)
     }

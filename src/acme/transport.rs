@@ -120,7 +120,7 @@ impl Reply {
         let kind = self.fields.get(header::CONTENT_TYPE);
         let problem = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/problem+json"));
         match serde_json::from_slice::<Problem>(&self.body) {
-            Ok(read) if problem => Err(Failure::Problem(Problem { retry_after, ..read })),
+            Ok(read) if problem => Err(Failure::Problem(read.waiting(retry_after))),
             Ok(_) | Err(_) => Err(Failure::Answered {
                 authority,
                 status,
@@ -147,7 +147,7 @@ impl Reply {
     }
 
     /// `Retry-After` (RFC 9110 section 10.2.3): seconds, or a date.
-    pub(super) fn retry_after(&self) -> Option<std::time::Duration> {
+    pub(super) fn retry_after(&self) -> Option<Duration> {
         let text = self.field("retry-after")?.trim();
         if let Ok(seconds) = text.parse() {
             return Some(Duration::from_secs(seconds));

@@ -8,7 +8,7 @@ use rustls::server::ClientHello;
 use crate::addr::Host;
 use crate::outcome::Refusal;
 
-use super::{Certificate, Challenges, Ordered};
+use super::{Certificate, Challenges, Given, Ordered};
 use super::names::Names;
 
 /// What one listener serves TLS with. Its certificates are replaced in place; everything else is as configured.
@@ -53,7 +53,7 @@ impl Served {
     }
 
     /// What answers a handshake that is a challenge.
-    pub fn answer(&self, hello: &ClientHello<'_>) -> Option<Arc<ServerConfig>> {
+    pub fn answer(&self, hello: &ClientHello<'_>) -> Option<Given<Arc<ServerConfig>>> {
         self.challenges()?.answer_tls(hello)
     }
 

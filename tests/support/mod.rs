@@ -11,6 +11,8 @@ pub(crate) mod gate;
 pub(crate) mod load;
 pub(crate) mod log;
 pub(crate) mod peer;
+pub(crate) mod pebble;
+pub(crate) mod redis;
 pub(crate) mod upstream;
 
 use std::time::{Duration, Instant};

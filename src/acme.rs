@@ -36,7 +36,7 @@ mod shelf;
 mod tend;
 mod transport;
 
-use shelf::{Attempts, Kind, KeptCertificate, Shelf, Wish};
+use shelf::{Attempts, KeptCertificate, Kind, Shelf, Wish};
 use tend::{Tended, Tools};
 
 /// Orders certificates, from the first time that one is wanted.

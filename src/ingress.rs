@@ -319,11 +319,7 @@ impl Ingress {
 }
 
 /// Whether the listener's list names them, and whether they may have another connection.
-fn admit(
-    address: IpAddr,
-    entrance: &Entrance,
-    session: &mut Session,
-) -> Result<Client, Refusal> {
+fn admit(address: IpAddr, entrance: &Entrance, session: &mut Session) -> Result<Client, Refusal> {
     let client = entrance.list.admit(address)?;
     session.claim(client.address())?;
     Ok(client)

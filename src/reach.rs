@@ -72,7 +72,9 @@ impl Reach {
             let address = SocketAddr::new(address, to.port);
             match timeout(CONNECT_LIMIT, socket::connect(address)).await {
                 Ok(Ok(tcp)) => return Ok(tcp),
-                Ok(Err(error)) => last = io::Error::new(error.kind(), format!("{address}: {error}")),
+                Ok(Err(error)) => {
+                    last = io::Error::new(error.kind(), format!("{address}: {error}"))
+                }
                 Err(_) => {
                     let text = format!("{address} does not answer");
                     last = io::Error::new(io::ErrorKind::TimedOut, text);

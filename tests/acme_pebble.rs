@@ -23,8 +23,8 @@ use support::eventually;
 use support::gate::{Gate, HOST, Place, run};
 use support::load::Load;
 use support::log::Log;
-use support::peer::must;
 use support::pebble::{Options, Pebble};
+use support::peer::must;
 use support::redis::Redis;
 use support::upstream::Upstream;
 
@@ -48,12 +48,25 @@ fn eight_lines(place: &Place, upstream: &Upstream, acme: &str) -> String {
 /// A request that believes nobody but `root`; the answer's status and the certificate's serial number.
 fn get(place: &Place, root: &Path) -> Option<(String, String)> {
     let mut curl = Command::new("curl");
-    curl.args(["--silent", "--max-time", "10", "--noproxy", "", "--output", "/dev/null"]);
-    curl.args(["--write-out", "%{http_code} %{certs}", "--cacert"]).arg(root);
-    curl.arg("--resolve").arg(format!("{HOST}:{}:127.0.0.1", place.https));
+    curl.args([
+        "--silent",
+        "--max-time",
+        "10",
+        "--noproxy",
+        "",
+        "--output",
+        "/dev/null",
+    ]);
+    curl.args(["--write-out", "%{http_code} %{certs}", "--cacert"])
+        .arg(root);
+    curl.arg("--resolve")
+        .arg(format!("{HOST}:{}:127.0.0.1", place.https));
     let done = run(curl.arg(format!("https://{HOST}:{}/headers", place.https)));
     let status = done.stdout.split(' ').next()?.to_owned();
-    let serial = done.stdout.lines().find_map(|l| l.strip_prefix("Serial Number:"))?;
+    let serial = done
+        .stdout
+        .lines()
+        .find_map(|l| l.strip_prefix("Serial Number:"))?;
     (done.code == Some(0)).then(|| (status, serial.trim().replace(':', "")))
 }
 
@@ -77,7 +90,8 @@ fn wait_events(place: &Place, name: &str, count: usize) -> Vec<Value> {
 /// Until the first certificate is served.
 fn wait_served(place: &Place, gate: &Gate, root: &Path) -> String {
     eventually("an HTTPS answer", LIMIT, || {
-        gate.admin_get("/readyz").filter(|(status, _)| *status == 200)?;
+        gate.admin_get("/readyz")
+            .filter(|(status, _)| *status == 200)?;
         let (status, serial) = get(place, root)?;
         assert_eq!(status, "200");
         Some(serial)
@@ -110,9 +124,16 @@ fn a_fresh_state_directory_reaches_https_by_every_challenge_and_a_restart_orders
         std::thread::sleep(Duration::from_secs(3)); // it looks at what it keeps every two
         assert_eq!(get(&place, &root), Some(("200".to_owned(), serial)));
         drop(gate);
-        assert_eq!(events(&place, "certificate_ordered").len(), 1, "{challenge}");
+        assert_eq!(
+            events(&place, "certificate_ordered").len(),
+            1,
+            "{challenge}"
+        );
         let issued = events(&place, "certificate_issued");
-        assert_eq!((issued.len(), &issued[0]["facts"]["challenge"]), (1, &challenge.into()));
+        assert_eq!(
+            (issued.len(), &issued[0]["facts"]["challenge"]),
+            (1, &challenge.into())
+        );
         modes(&place.state().join("acme"));
         place.verify();
     }
@@ -151,14 +172,18 @@ fn a_leaked_key_is_replaced_and_revoked_without_a_dropped_connection() {
         let runtime = { runtime }.enable_all().build().unwrap();
         let mut count = 0;
         while !told.load(Ordering::Relaxed) {
-            runtime.block_on(client.tls(Version::H2)).expect("a handshake");
+            runtime
+                .block_on(client.tls(Version::H2))
+                .expect("a handshake");
             count += 1;
         }
         count
     });
     let config = place.path("tollgate.toml");
     let config = config.to_str().unwrap();
-    let said = place.tollgate(&["acme", "renew", HOST, "--revoke", "--config", config]).ok();
+    let said = place
+        .tollgate(&["acme", "renew", HOST, "--revoke", "--config", config])
+        .ok();
     let (_, serial) = get(&place, &root).expect("an answer");
     assert!(serial != leaked && said.contains(&serial), "{said}");
     std::thread::sleep(Duration::from_millis(300));
@@ -166,14 +191,21 @@ fn a_leaked_key_is_replaced_and_revoked_without_a_dropped_connection() {
     assert!(handshakes.join().unwrap() > 10);
     let tally = kept.stop();
     assert!(tally.of(200) > 10 && tally.statuses.len() == 1, "{tally:?}");
-    assert_eq!((tally.failures.len(), tally.unconnected), (0, 0), "{tally:?}");
+    assert_eq!(
+        (tally.failures.len(), tally.unconnected),
+        (0, 0),
+        "{tally:?}"
+    );
 
     let revoked = wait_events(&place, "certificate_revoked", 1);
     assert_eq!(revoked[0]["facts"]["serial"], leaked.as_str());
     assert_eq!(pebble.status(&leaked), "Revoked");
     assert_eq!(pebble.status(&serial), "Valid");
     let listed = place.tollgate(&["acme", "status", "--config", config]).ok();
-    assert!(listed.contains(HOST) && listed.contains(&serial), "{listed}");
+    assert!(
+        listed.contains(HOST) && listed.contains(&serial),
+        "{listed}"
+    );
     let unknown = place.tollgate(&["acme", "renew", "other.test", "--config", config]);
     assert_eq!(unknown.code, Some(2));
     assert!(unknown.stderr.contains(HOST), "{unknown:?}");
@@ -186,7 +218,7 @@ fn what_expires_soon_is_renewed_by_itself_and_served_while_the_authority_is_down
     let upstream = Upstream::start();
     let place = Place::new();
     let options = Options {
-        life: Some(45),
+        life: Some(30),
         ..Options::new(&place)
     };
     // Nobody is there yet: that is told, and tried again.
@@ -204,18 +236,27 @@ fn what_expires_soon_is_renewed_by_itself_and_served_while_the_authority_is_down
     assert_eq!(facts["reason"], "unreachable");
     assert_eq!(facts["certificate"], HOST);
     let why = facts["why"].as_str().unwrap();
-    assert!(why.contains(&options.port.to_string()) && why.contains("firewall"), "{why}");
+    assert!(
+        why.contains(&options.port.to_string()) && why.contains("firewall"),
+        "{why}"
+    );
     assert!(!facts["next_attempt"].as_str().unwrap().is_empty());
     let (status, text) = gate.admin_get("/readyz").unwrap();
     assert!(status == 503 && text.contains(HOST), "{text}");
-    assert_eq!(get(&place, &place.ca()), None, "nothing is served in its stead");
+    assert_eq!(
+        get(&place, &place.ca()),
+        None,
+        "nothing is served in its stead"
+    );
 
     let pebble = Pebble::start(&place, &options);
     let root = pebble.root(&place);
     let first = wait_served(&place, &gate, &root);
-    // At two thirds of 45 seconds.
+    // At two thirds of 30 seconds.
     let second = eventually("a renewed certificate", LIMIT, || {
-        get(&place, &root).map(|(_, serial)| serial).filter(|serial| *serial != first)
+        get(&place, &root)
+            .map(|(_, serial)| serial)
+            .filter(|serial| *serial != first)
     });
     drop(pebble);
     let failed = events(&place, "certificate_failed").len();
@@ -246,9 +287,18 @@ fn one_bad_name_never_holds_up_another_and_says_why() {
     let why = facts["why"].as_str().unwrap();
     assert!(why.contains("correct `hosts`"), "{why}");
     let metrics = gate.metrics();
-    assert!(metrics.contains("tollgate_certificates_issued_total 1"), "{metrics}");
-    assert!(metrics.contains("tollgate_certificate_failures_total 1"), "{metrics}");
-    assert!(!metrics.contains("tollgate_challenges_answered_total 0"), "{metrics}");
+    assert!(
+        metrics.contains("tollgate_certificates_issued_total 1"),
+        "{metrics}"
+    );
+    assert!(
+        metrics.contains("tollgate_certificate_failures_total 1"),
+        "{metrics}"
+    );
+    assert!(
+        !metrics.contains("tollgate_challenges_answered_total 0"),
+        "{metrics}"
+    );
 }
 
 #[test]
@@ -274,7 +324,7 @@ fn an_account_that_needs_a_binding_says_so_and_has_one() {
         "{}, eab = {{ kid = \"kid-1\", key_file = \"eab.key\" }}",
         pebble.keys()
     );
-    // A reload with other settings is another order: it does not wait for the first one's turn.
+    // Other settings are tried at once, however long the old ones would have waited.
     place.write(&eight_lines(&place, &upstream, &bound));
     gate.reload();
     wait_served(&place, &gate, &root);
@@ -298,16 +348,24 @@ fn the_authority_may_ask_its_one_question_though_it_is_on_no_list() {
         assert_eq!(answered[0]["facts"]["client"], "127.0.0.1");
         assert_eq!(answered[0]["facts"]["challenge"], challenge);
         assert_eq!(get(&place, &root), None, "others are still turned away");
-        let url = format!("http://127.0.0.1:{}/.well-known/acme-challenge/x", place.http);
+        let url = format!(
+            "http://127.0.0.1:{}/.well-known/acme-challenge/x",
+            place.http
+        );
         let done = run(Command::new("curl").args(["--silent", "--noproxy", "", &url]));
-        assert!(done.code != Some(0) && done.stdout.is_empty(), "closed without a reply: {done:?}");
+        assert!(
+            done.code != Some(0) && done.stdout.is_empty(),
+            "closed without a reply: {done:?}"
+        );
         let client = Client::trusting(&place, &root, Ipv4Addr::new(127, 0, 0, 9));
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let reply = runtime.block_on(client.get(Version::H2, "/headers"));
         assert_eq!(reply.status, 200);
         drop(gate);
         let log = Log::read(&place.state());
-        let denied = log.kind("denied").filter(|r| r["reason"] == "client_denied");
+        let denied = log
+            .kind("denied")
+            .filter(|r| r["reason"] == "client_denied");
         assert!(denied.count() >= 1);
         assert_eq!(log.kind("before").count(), 1, "nothing of it reached HTTP");
     }
@@ -319,7 +377,8 @@ fn replicas(store: &str, more: &str, upstream: &Upstream) -> (Place, Place) {
     let pebble = Pebble::start(&one, &Options::new(&one));
     let root = pebble.root(&one);
     let key = one.path("seal.key");
-    one.tollgate(&["secret", "keygen", "--out", key.to_str().unwrap()]).ok();
+    one.tollgate(&["secret", "keygen", "--out", key.to_str().unwrap()])
+        .ok();
     let acme = format!("{}, store = {store}", pebble.keys());
     let config = |place: &Place| {
         let process = format!("[process]\nkey_file = {key:?}\n");
@@ -328,10 +387,17 @@ fn replicas(store: &str, more: &str, upstream: &Upstream) -> (Place, Place) {
     };
     let (first, second) = (one.spawn(&config(&one)), other.spawn(&config(&other)));
     let serial = wait_served(&one, &first, &root);
-    assert_eq!(wait_served(&other, &second, &root), serial, "one certificate for both");
+    assert_eq!(
+        wait_served(&other, &second, &root),
+        serial,
+        "one certificate for both"
+    );
     let count = |name| events(&one, name).len() + events(&other, name).len();
     assert_eq!(count("certificate_issued"), 1);
-    assert_eq!(count("certificate_ordered"), 1 + count("certificate_failed"));
+    assert_eq!(
+        count("certificate_ordered"),
+        1 + count("certificate_failed")
+    );
     // Whichever is told to, one of them orders, and both serve what comes.
     let file = other.path("tollgate.toml");
     let renew = ["acme", "renew", HOST, "--config", file.to_str().unwrap()];
@@ -353,8 +419,15 @@ fn two_replicas_on_one_folder_order_once() {
     let volume = tempfile::tempdir().unwrap();
     let store = format!("{:?}", volume.path());
     replicas(&store, "", &Upstream::start());
-    let kept = must(Command::new("grep").args(["-rLE", "^sealed:v1:"]).arg(volume.path()));
-    let clear: Vec<_> = kept.lines().filter(|file| !file.ends_with(".lock")).collect();
+    let kept = must(
+        Command::new("grep")
+            .args(["-rLE", "^sealed:v1:"])
+            .arg(volume.path()),
+    );
+    let clear: Vec<_> = kept
+        .lines()
+        .filter(|file| !file.ends_with(".lock"))
+        .collect();
     assert!(clear.is_empty(), "not sealed: {clear:?}");
 }
 
@@ -363,10 +436,17 @@ fn two_replicas_on_one_folder_order_once() {
 fn two_replicas_on_one_redis_order_once() {
     let place = Place::new();
     let redis = Redis::start(&place);
-    let more = format!("[limits.store]\nredis = \"{}\"\npassword_file = {:?}\n", redis.url(), redis.password());
+    let more = format!(
+        "[limits.store]\nredis = \"{}\"\npassword_file = {:?}\n",
+        redis.url(),
+        redis.password()
+    );
     replicas("\"redis\"", &more, &Upstream::start());
     let keys = redis.ask(&["--scan"]);
-    assert!(keys.contains("tollgate:certificates/") && keys.contains("tollgate:accounts/"), "{keys}");
+    assert!(
+        keys.contains("tollgate:certificates/") && keys.contains("tollgate:accounts/"),
+        "{keys}"
+    );
     for key in keys.lines().filter(|key| !key.ends_with(".lock")) {
         let value = redis.ask(&["get", key]);
         assert!(value.starts_with("sealed:v1:"), "{key}: {value}");

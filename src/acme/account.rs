@@ -48,7 +48,11 @@ impl Account {
             }
             if let Some(lease) = shelf.lock_account(&issuer.directory).await? {
                 // Whoever held it before may have made one in between.
-                if shelf.account(&issuer.directory).await?.is_some_and(|kept| key(&kept).is_some()) {
+                if shelf
+                    .account(&issuer.directory)
+                    .await?
+                    .is_some_and(|kept| key(&kept).is_some())
+                {
                     lease.release().await;
                     continue;
                 }

@@ -186,7 +186,8 @@ async fn ask(
         sleep(OTHERS_SEE).await;
     }
     account.post(&offered.url, Some(&json!({}))).await?;
-    let judged: Authorization = until(account, url, "looking at the challenge", &["pending"]).await?;
+    let judged: Authorization =
+        until(account, url, "looking at the challenge", &["pending"]).await?;
     if judged.status == "valid" {
         return Ok(());
     }

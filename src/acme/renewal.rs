@@ -60,7 +60,9 @@ pub(super) fn by_life(not_before: i64, not_after: i64, drawn: u64) -> i64 {
 
 /// Somewhere in the window, but while a tenth of the life is still left.
 pub(super) fn by_window(window: Window, not_before: i64, not_after: i64, drawn: u64) -> i64 {
-    let at = window.start.saturating_add(part(window.end.saturating_sub(window.start), drawn));
+    let at = window
+        .start
+        .saturating_add(part(window.end.saturating_sub(window.start), drawn));
     let life = not_after.saturating_sub(not_before).max(0);
     at.min(not_after.saturating_sub(life / 10))
 }

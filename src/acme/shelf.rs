@@ -47,6 +47,8 @@ pub(super) struct Attempts {
     pub(super) next: i64,
     /// Why the last one failed.
     pub(super) said: String,
+    /// Which settings they were made with.
+    pub(super) settings: String,
 }
 
 /// That somebody wants a new certificate now.
@@ -145,10 +147,7 @@ impl Shelf {
         self.store.lock(&self.name(Kind::Certificate, label)).await
     }
 
-    pub(super) async fn account(
-        &self,
-        directory: &str,
-    ) -> Result<Option<KeptAccount>, StoreError> {
+    pub(super) async fn account(&self, directory: &str) -> Result<Option<KeptAccount>, StoreError> {
         let name = account(directory);
         let blob = self.store.get(&name).await?;
         blob.map(|blob| read(&name, &blob)).transpose()

@@ -24,12 +24,11 @@ use crate::tls::{Certificate, Challenge, Keyring, Ordered};
 use super::account::Account;
 use super::answer::{Ground, Record, now, pose, word};
 use super::client::Client;
+use super::jose::sha256;
 use super::order::order;
 use super::problem::Failure;
-use super::renewal::{
-    RenewalInfo, back_off, by_life, by_window, suggestion_age,
-};
-use super::shelf::{Attempts, Kind, KeptCertificate, Posed, Shelf, Wish};
+use super::renewal::{RenewalInfo, back_off, by_life, by_window, suggestion_age};
+use super::shelf::{Attempts, KeptCertificate, Kind, Posed, Shelf, Wish};
 
 /// Between two looks at the store.
 pub(super) const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -37,6 +36,9 @@ pub(super) const LOOK_EVERY: Duration = Duration::from_secs(2);
 const LOOK_AT_OTHERS_EVERY: Duration = Duration::from_secs(1);
 /// A store that fails is told of as often.
 const STORE_TOLD_EVERY: Duration = Duration::from_secs(60);
+
+/// A certificate authority whose windows always lie behind is asked once an hour, not for ever anew.
+const HURRY_SECONDS: i64 = 3600;
 
 /// What every name is tended with.
 #[derive(Clone)]
@@ -61,6 +63,8 @@ pub(super) struct Tended {
     ask_at: i64,
     /// Not before this second, whatever is due.
     patience: i64,
+    /// When it was last ordered because a window said at once.
+    hurried: i64,
     wish: Option<Wish>,
     /// A challenge of another replica that is answered here.
     posed: Option<(Posed, Challenge)>,
@@ -87,6 +91,7 @@ impl Tended {
             due: 0,
             ask_at: 0,
             patience: 0,
+            hurried: 0,
             wish: None,
             posed: None,
             told: Mutex::default(),
@@ -138,7 +143,10 @@ impl Tended {
         let Some(found) = found.filter(|found| self.kept.as_ref() != Some(found)) else {
             return Ok(());
         };
-        match self.ordered.read(found.chain.as_bytes(), found.key.as_bytes()) {
+        match self
+            .ordered
+            .read(found.chain.as_bytes(), found.key.as_bytes())
+        {
             Ok(certificate) => self.serve(found, certificate),
             Err(error) => {
                 tracing::warn!(name = %label, "what is kept cannot be served: {error}");
@@ -197,6 +205,9 @@ impl Tended {
         let age = match asked {
             Ok((due, age)) => {
                 self.due = due.unwrap_or(self.due);
+                if self.due <= now() {
+                    self.hurried = now();
+                }
                 age
             }
             Err(failure) => {
@@ -231,11 +242,11 @@ impl Tended {
         let due = if kept {
             self.due
         } else {
-            by_window(window, from, to, drawn())
+            by_window(window, from, to, drawn()).max(self.hurried + HURRY_SECONDS)
         };
         if let Some(why) = info.explanation.filter(|_| due <= now()) {
             let why = super::problem::shown(&why);
-            tracing::info!(name = %self.ordered.label, %why, "the certificate authority wants this certificate renewed");
+            tracing::warn!(name = %self.ordered.label, %why, "the certificate authority wants this certificate renewed now");
         }
         Ok((Some(due), age))
     }
@@ -254,7 +265,8 @@ impl Tended {
         // Somebody else may have heeded it while we waited for the lock.
         let wished = wished && self.shelf.has(Kind::Wish, &label).await?;
         let attempts: Option<Attempts> = self.shelf.get(Kind::Attempts, &label).await?;
-        let attempts = attempts.unwrap_or_default();
+        let ours = attempts.filter(|attempts| attempts.settings == self.settings());
+        let attempts = ours.unwrap_or_default();
         let overtaken = self.kept != before && now() < self.due;
         if !wished && (overtaken || now() < attempts.next) {
             self.patience = attempts.next;
@@ -268,12 +280,12 @@ impl Tended {
                 Attempt::Done
             }
             Ok(Err(failures)) => {
-                self.fail(&lease, attempts, failures).await?;
+                self.fail(&lease, attempts, &failures).await?;
                 Attempt::Failed
             }
             Err(lost) => {
-                let failures = vec![(self.first_directory(), Failure::Store(lost))];
-                self.fail(&lease, attempts, failures).await?;
+                let failures = [(self.first_directory(), Failure::Store(lost))];
+                self.fail(&lease, attempts, &failures).await?;
                 Attempt::Failed
             }
         };
@@ -287,7 +299,11 @@ impl Tended {
         let acme = Arc::clone(&self.ordered.acme);
         for issuer in &acme.issuers {
             match Box::pin(self.ask(lease, issuer)).await {
-                Ok(()) => return Ok(()),
+                Ok(()) => {
+                    let again = format!("now, at {}", issuer.directory);
+                    self.tell_failures(&failures, 0, &again);
+                    return Ok(());
+                }
                 Err(failure) => failures.push((issuer.directory.clone(), failure)),
             }
         }
@@ -320,7 +336,9 @@ impl Tended {
             }
             came => came?,
         };
-        let read = self.ordered.read(came.chain.as_bytes(), came.key.as_bytes());
+        let read = self
+            .ordered
+            .read(came.chain.as_bytes(), came.key.as_bytes());
         let certificate = read.map_err(|error| Failure::WrongCertificate {
             why: error.to_string(),
         })?;
@@ -378,7 +396,10 @@ impl Tended {
                 }
             }
         }
-        self.shelf.remove(Kind::Wish, &self.ordered.label).await.ok(); // seen again it is a new certificate too many, no harm
+        self.shelf
+            .remove(Kind::Wish, &self.ordered.label)
+            .await
+            .ok(); // seen again it is a new certificate too many, no harm
     }
 
     /// Records what each certificate authority said, and when it is tried again.
@@ -386,19 +407,36 @@ impl Tended {
         &mut self,
         lease: &Lease,
         attempts: Attempts,
-        failures: Vec<(String, Failure)>,
+        failures: &[(String, Failure)],
     ) -> Result<(), StoreError> {
         let asked = failures.iter().filter_map(|(_, f)| f.retry_after()).min();
         let failed = attempts.failures.saturating_add(1);
         let wait = back_off(failed, asked, drawn());
         let seconds = i64::try_from(wait.as_secs()).unwrap_or(i64::MAX);
         self.patience = now().saturating_add(seconds);
-        let again = clock::moment(self.patience);
+        self.tell_failures(failures, failed, &clock::moment(self.patience));
         let label = self.ordered.label.clone();
         self.shelf.remove(Kind::Wish, &label).await.ok(); // who wished is told
-        let mut said = String::new();
-        for (directory, failure) in &failures {
-            said = failure.to_string();
+        let said = failures.first().map(|(_, failure)| failure.to_string());
+        let attempts = Attempts {
+            failures: failed,
+            next: self.patience,
+            said: said.unwrap_or_default(),
+            settings: self.settings(),
+        };
+        let kept = self
+            .shelf
+            .put_under(lease, Kind::Attempts, &label, &attempts);
+        match kept.await {
+            Err(StoreError::Lost { .. }) => Ok(()), // whoever has the lock by now keeps its own
+            kept => kept,
+        }
+    }
+
+    fn tell_failures(&self, failures: &[(String, Failure)], failed: u32, again: &str) {
+        let label = &self.ordered.label;
+        for (directory, failure) in failures {
+            let said = failure.to_string();
             let served = match self.ordered.certificate() {
                 Some(_) => "the certificate before it is served",
                 None => "nothing is served for this name until then",
@@ -411,22 +449,18 @@ impl Tended {
                     ("certificate", label.to_string()),
                     ("directory", directory.clone()),
                     ("reason", failure.code().to_owned()),
-                    ("why", said.clone()),
+                    ("why", said),
                     ("failures", failed.to_string()),
-                    ("next_attempt", again.clone()),
+                    ("next_attempt", again.to_owned()),
                 ],
             });
         }
-        let attempts = Attempts {
-            failures: failed,
-            next: self.patience,
-            said,
-        };
-        let kept = self.shelf.put_under(lease, Kind::Attempts, &label, &attempts);
-        match kept.await {
-            Err(StoreError::Lost { .. }) => Ok(()), // whoever has the lock by now keeps its own
-            kept => kept,
-        }
+    }
+
+    /// Other settings are worth an attempt at once.
+    fn settings(&self) -> String {
+        let settings = format!("{:?}", self.ordered.acme);
+        URL_SAFE_NO_PAD.encode(sha256(settings.as_bytes()))
     }
 
     /// Once: it is the same record for every order.

@@ -40,7 +40,9 @@ Examples:
   runuser -u tollgate -- tollgate acme renew tools.example.com --revoke")]
     Renew(Renew),
     /// List the names that certificates are ordered for, and how they are
-    #[command(after_help = "Example:\n  tollgate acme status --json | jq '.[] | select(.failures > 0)'")]
+    #[command(
+        after_help = "Example:\n  tollgate acme status --json | jq '.[] | select(.failures > 0)'"
+    )]
     Status(List),
 }
 
@@ -130,8 +132,14 @@ async fn renew(arguments: &Renew) -> Result<String, AcmeCommandError> {
     while begun.elapsed() < WAIT {
         sleep(LOOK_EVERY).await;
         let now = desk.status().await?;
-        if let Some(serial) = now.serial.as_deref().filter(|_| now.serial != before.serial) {
-            return Ok(format!("{name} has a new certificate with serial number {serial}\n"));
+        if let Some(serial) = now
+            .serial
+            .as_deref()
+            .filter(|_| now.serial != before.serial)
+        {
+            return Ok(format!(
+                "{name} has a new certificate with serial number {serial}\n"
+            ));
         }
         if now.failures > before.failures {
             return Err(AcmeCommandError::Failed { said: now.said });

@@ -227,7 +227,8 @@ fn binding(table: &Table<'_>, folder: &Path) -> Option<Binding> {
     let kid = match table.value("kid") {
         Some(value) => value.text().map(str::to_owned),
         None => {
-            let mend = r#"add `kid = "..."`, the key identifier that the certificate authority gave you"#;
+            let mend =
+                r#"add `kid = "..."`, the key identifier that the certificate authority gave you"#;
             table.missing("kid", mend);
             None
         }
@@ -345,7 +346,10 @@ pub(super) fn redis(value: &Value<'_>, folder: &Path) -> Option<RedisStore> {
 fn redis_url(text: &str) -> Read<(bool, Destination, i64)> {
     let mend = r#"write "redis://", or "rediss://" for TLS, then host and port, as in "rediss://limits.internal:6379""#;
     let wrong = |problem: String| Err((problem, mend.to_owned()));
-    let (tls, rest) = match (text.strip_prefix("redis://"), text.strip_prefix("rediss://")) {
+    let (tls, rest) = match (
+        text.strip_prefix("redis://"),
+        text.strip_prefix("rediss://"),
+    ) {
         (Some(rest), _) => (false, rest),
         (None, Some(rest)) => (true, rest),
         (None, None) => return wrong("not the URL of a Redis".to_owned()),

@@ -7,7 +7,9 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use super::raw::{Table, Value};
-use super::typed::{Admin, Audit, Durability, Limit, Log, LogFormat, OnFailure, Process, RedisStore};
+use super::typed::{
+    Admin, Audit, Durability, Limit, Log, LogFormat, OnFailure, Process, RedisStore,
+};
 use super::{ON_FAILURE, acme, units};
 
 const SECOND: Duration = Duration::from_secs(1);

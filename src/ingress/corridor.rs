@@ -60,7 +60,13 @@ impl Ingress {
         if let Ok(io) = started.into_stream(given.answer).await {
             self.farewell(io, Bytes::new()).await;
         }
-        self.answered(listen, client, "tls-alpn-01", &name.unwrap_or_default(), given.before);
+        self.answered(
+            listen,
+            client,
+            "tls-alpn-01",
+            &name.unwrap_or_default(),
+            given.before,
+        );
         Ok(())
     }
 
@@ -140,8 +146,16 @@ mod tests {
     #[test]
     fn only_a_plain_get_has_a_path() {
         let path = |text: &str| challenge_path(text.as_bytes()).map(str::to_owned);
-        assert_eq!(path("GET /a HTTP/1.1\r\nhost: x\r\n\r\n").as_deref(), Some("/a"));
-        for other in ["POST /a HTTP/1.1\r\n", "GET /a HTTP/1.0\r\n", "GET /a\r\n", ""] {
+        assert_eq!(
+            path("GET /a HTTP/1.1\r\nhost: x\r\n\r\n").as_deref(),
+            Some("/a")
+        );
+        for other in [
+            "POST /a HTTP/1.1\r\n",
+            "GET /a HTTP/1.0\r\n",
+            "GET /a\r\n",
+            "",
+        ] {
             assert_eq!(path(other), None, "{other}");
         }
     }

@@ -164,7 +164,10 @@ impl Redis {
         let text = |error: io::Error| error.to_string();
         let to = &self.server.address;
         let made = match &self.trust {
-            None => self.greet(self.reach.connect(to).await.map_err(text)?).await,
+            None => {
+                self.greet(self.reach.connect(to).await.map_err(text)?)
+                    .await
+            }
             Some(trust) => {
                 let io = self.reach.connect_tls(to, trust).await.map_err(text)?;
                 self.greet(io).await
@@ -217,7 +220,9 @@ fn lost(lock: &Lock) -> StoreError {
 fn why(error: &RedisError) -> String {
     match error.code() {
         Some("NOAUTH" | "WRONGPASS") => "it does not accept the user or password".to_owned(),
-        Some("NOPERM") => "its user may not do this; allow GET, SET, DEL and EVAL on tollgate:*".to_owned(),
+        Some("NOPERM") => {
+            "its user may not do this; allow GET, SET, DEL and EVAL on tollgate:*".to_owned()
+        }
         _ => error.to_string(),
     }
 }

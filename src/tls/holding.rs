@@ -109,9 +109,7 @@ impl Holding {
 fn ending(label: &str, certificate: &Certificate, now: Told, mend: &str) -> Notice {
     let (names, end) = (certificate.shown(), clock::moment(certificate.not_after));
     let (name, level, says) = if now == Told::Expired {
-        let says = format!(
-            "{label} ({names}) has expired at {end}: clients refuse it; {mend}"
-        );
+        let says = format!("{label} ({names}) has expired at {end}: clients refuse it; {mend}");
         ("certificate_expired", Level::ERROR, says)
     } else {
         let says = format!(

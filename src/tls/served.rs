@@ -8,8 +8,8 @@ use rustls::server::ClientHello;
 use crate::addr::Host;
 use crate::outcome::Refusal;
 
-use super::{Certificate, Challenges, Given, Ordered};
 use super::names::Names;
+use super::{Certificate, Challenges, Given, Ordered};
 
 /// What one listener serves TLS with. Its certificates are replaced in place; everything else is as configured.
 pub struct Served {

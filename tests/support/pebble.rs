@@ -59,7 +59,16 @@ impl Names {
     pub(crate) fn start(place: &Place) -> Self {
         let (dns, management) = (free_port(), free_port());
         let mut command = Command::new("pebble-challtestsrv");
-        command.args(["-defaultIPv6", "", "-http01", "", "-https01", "", "-tlsalpn01", ""]);
+        command.args([
+            "-defaultIPv6",
+            "",
+            "-http01",
+            "",
+            "-https01",
+            "",
+            "-tlsalpn01",
+            "",
+        ]);
         command.args(["-dns01", &format!("127.0.0.1:{dns}")]);
         command.args(["-management", &format!("127.0.0.1:{management}")]);
         let mut server = Peer::start(&mut command, place.path("challtestsrv.out"));

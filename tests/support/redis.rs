@@ -44,7 +44,13 @@ impl Redis {
     /// What it answers.
     pub(crate) fn ask(&self, words: &[&str]) -> String {
         let mut command = Command::new("redis-cli");
-        command.args(["-h", "127.0.0.1", "-p", &self.port.to_string(), "--no-auth-warning"]);
+        command.args([
+            "-h",
+            "127.0.0.1",
+            "-p",
+            &self.port.to_string(),
+            "--no-auth-warning",
+        ]);
         run(command.args(["-a", PASSWORD]).args(words)).ok()
     }
 }

@@ -29,12 +29,15 @@ mod answer;
 mod client;
 mod hook;
 mod jose;
+mod obtain;
 mod order;
 mod problem;
 mod renewal;
 mod shelf;
+mod tell;
 mod tend;
 mod transport;
+mod window;
 
 use shelf::{Attempts, KeptCertificate, Kind, Shelf, Wish};
 use tend::{Tended, Tools};

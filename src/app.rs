@@ -18,8 +18,9 @@ use tracing::Level;
 use crate::acme::{AcmeError, Plan, Steward};
 use crate::admin::{Admin, Health};
 use crate::audit::{self, Journal};
-use crate::config::typed::{Config, LogFormat};
+use crate::config::typed::LogFormat;
 use crate::config::{self, Mistakes};
+use crate::dial;
 use crate::egress::Egress;
 use crate::ingress::Ingress;
 use crate::limit::Limits;
@@ -28,15 +29,15 @@ use crate::record::Event;
 use crate::reload::{Prepared, Reloader};
 use crate::sessions::Sessions;
 use crate::snapshot::{Listen, Live, Snapshot};
-use crate::socket::fixed::usable;
 use crate::telemetry::{self, Metrics};
 use crate::tls::{Keeper, Keyring, Notice, TlsError};
 use crate::workers::{Hooks, Workers};
-use crate::{dial, socket};
 
 mod doors;
+mod machine;
 
 use doors::{Doors, Wings};
+use machine::{descriptors, ports};
 
 /// Why the process could not start.
 #[derive(Debug, thiserror::Error)]
@@ -77,11 +78,6 @@ struct Signals {
     interrupt: Signal,
     hang_up: Signal,
 }
-
-/// A session has a socket on either side.
-const SESSION_DESCRIPTORS: usize = 2;
-/// Listeners, files of the log, threads, and the pipes of `relay`.
-const OTHER_DESCRIPTORS: usize = 1024;
 
 /// How often it is checked that the fixed addresses are still on this machine.
 const FIXED_ADDRESS_EVERY: Duration = Duration::from_secs(2);
@@ -328,35 +324,6 @@ fn keyring(journal: &Journal, metrics: &Arc<Metrics>) -> Result<Keyring, TlsErro
         }
         journal.event(Event { name, facts });
     })
-}
-
-/// Says so if the sessions that may be open do not fit into the file descriptors that may be.
-fn descriptors(max_sessions: usize) {
-    let needed = max_sessions.saturating_mul(SESSION_DESCRIPTORS) + OTHER_DESCRIPTORS;
-    if let Some(most) = socket::raise_descriptors()
-        && most < needed as u64
-    {
-        tracing::warn!(
-            most,
-            needed,
-            "too few file descriptors for `process.max_sessions`; raise the hard limit (`LimitNOFILE=`, `ulimit -Hn`) or lower it"
-        );
-    }
-}
-
-/// Says so if connections cannot leave from all of `egress.ports`.
-fn ports(config: &Config) {
-    let Some(asked) = config.egress.as_ref().and_then(|e| e.ports) else {
-        return;
-    };
-    let usable = usable(asked);
-    if usable != Some(asked) {
-        tracing::warn!(
-            ?asked,
-            ?usable,
-            "`egress.ports` reaches beyond net.ipv4.ip_local_port_range, which bounds it (without a common port it has no effect); widen that range"
-        );
-    }
 }
 
 /// One instance of each wing per worker.

@@ -278,6 +278,7 @@ mod tests {
         Tls {
             certificates: vec![pair],
             unknown_sni: UnknownSni::Default,
+            acme: None,
             min_version: TlsVersion::V12,
         }
     }

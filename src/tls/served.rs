@@ -12,6 +12,7 @@ use super::names::Names;
 use super::{Certificate, Challenges, Given, Ordered};
 
 /// What one listener serves TLS with. Its certificates are replaced in place; everything else is as configured.
+#[derive(Debug)]
 pub struct Served {
     pub(super) config: Arc<ServerConfig>,
     pub(super) names: Arc<Names>,

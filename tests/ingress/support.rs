@@ -133,6 +133,7 @@ fn files(folder: &Path) -> Tls {
             cert: folder.join("chain.pem"),
             key: folder.join("key.pem"),
         }],
+        acme: None,
         unknown_sni: UnknownSni::Default,
         min_version: TlsVersion::V12,
     }
@@ -189,6 +190,7 @@ fn config(at: [SocketAddr; 2], hosts: Vec<HostPattern>) -> Config {
             secret_paths: Vec::new(),
         },
         limits: Default::default(),
+        store: None,
         ingress: vec![ingress],
         upstreams: Default::default(),
         egress: None,

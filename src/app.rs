@@ -15,11 +15,11 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::Level;
 
-use crate::acme::{AcmeError, Plan, Steward};
+use crate::acme::{Plan, Steward};
 use crate::admin::{Admin, Health};
 use crate::audit::{self, Journal};
 use crate::config::typed::LogFormat;
-use crate::config::{self, Mistakes};
+use crate::config::{self, Mistakes, Warning};
 use crate::dial;
 use crate::egress::Egress;
 use crate::ingress::Ingress;
@@ -30,7 +30,7 @@ use crate::reload::{Prepared, Reloader};
 use crate::sessions::Sessions;
 use crate::snapshot::{Listen, Live, Snapshot};
 use crate::telemetry::{self, Metrics};
-use crate::tls::{Keeper, Keyring, Notice, TlsError};
+use crate::tls::{Dates, Keeper, Keyring, Notice, TlsError};
 use crate::workers::{Hooks, Workers};
 
 mod doors;
@@ -42,9 +42,6 @@ use machine::{descriptors, ports};
 /// Why the process could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
-    /// Certificates cannot be ordered.
-    #[error(transparent)]
-    Acme(#[from] AcmeError),
     /// The audit log cannot be opened.
     #[error(transparent)]
     Audit(#[from] audit::OpenError),
@@ -110,9 +107,7 @@ impl House {
     fn build(file: &Path) -> Result<Self, AppError> {
         let (config, warnings) = config::load(file).map_err(AppError::Config)?;
         telemetry::subscribe(config.log.format == LogFormat::Json, config.log.level);
-        for warning in &warnings {
-            tracing::warn!("{warning}");
-        }
+        warn(&warnings);
         descriptors(config.process.max_sessions);
         ports(&config);
         let metrics = Arc::new(Metrics::new());
@@ -124,8 +119,10 @@ impl House {
             Arc::clone(&metrics),
         )?;
         let keyring = keyring(&journal, &metrics)?;
-        let snapshot =
-            Snapshot::compile(config, 1, journal.tag_key(), &keyring).map_err(AppError::Config)?;
+        let (snapshot, warnings) =
+            Snapshot::compile(config, 1, journal.tag_key(), &keyring, Dates::Ignore)
+                .map_err(AppError::Config)?;
+        warn(&warnings);
         let park = journal.clone();
         let workers = Workers::start(
             count,
@@ -162,7 +159,7 @@ impl House {
         };
         let mut doors = Doors::new(wings, reception);
         let snapshot = live.load();
-        let plan = Plan::new(&snapshot.config, snapshot.ordered())?;
+        let plan = Plan::new(&snapshot.config, snapshot.ordered()).map_err(AppError::Config)?;
         let admin = Bound::new(snapshot.config.admin.listen)?;
         let bound = doors.bind(&snapshot)?;
         let health = Arc::new(Health {
@@ -221,11 +218,9 @@ impl House {
                 return tracing::error!("the configuration stays as it is:\n{mistakes}");
             }
         };
-        for warning in &prepared.warnings {
-            tracing::warn!("{warning}");
-        }
+        warn(&prepared.warnings);
         let snapshot = prepared.snapshot();
-        let plan = Plan::new(&snapshot.config, snapshot.ordered()).map_err(AppError::from);
+        let plan = Plan::new(&snapshot.config, snapshot.ordered()).map_err(AppError::Config);
         let ready = plan.and_then(|plan| Ok((plan, self.doors.bind(snapshot)?)));
         match ready {
             Ok((plan, bound)) => self.enact(prepared, plan, bound),
@@ -309,6 +304,12 @@ impl House {
         self.reloader.journal.close();
         self.admin.stop();
         self.workers.stop();
+    }
+}
+
+fn warn(warnings: &[Warning]) {
+    for warning in warnings {
+        tracing::warn!("{warning}");
     }
 }
 

@@ -259,7 +259,7 @@ impl Ingress {
         client: Client,
         listen: SocketAddr,
         served: &Served,
-    ) -> Result<Option<(Io, Arc<Certificate>)>, (Refusal, Box<str>)> {
+    ) -> Result<Option<(Io, Option<Arc<Certificate>>)>, (Refusal, Box<str>)> {
         let mut greeting = LazyConfigAcceptor::new(Acceptor::default(), timed);
         let started = match (&mut greeting).await {
             Ok(started) => started,

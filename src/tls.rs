@@ -64,12 +64,22 @@ struct Held {
     listeners: Vec<Weak<Names>>,
 }
 
-/// A certificate of a listener that cannot be served.
+/// Something wrong with a certificate of a listener.
 #[derive(Debug)]
 pub struct Flaw {
-    /// Which key below the listener's `tls` it is about.
+    /// Which key below the listener's `tls` it is about; empty if about all of it.
     pub key: String,
-    pub error: TlsError,
+    pub problem: String,
+    pub mend: String,
+}
+
+/// What is made of a pair that is new here and not valid today.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Dates {
+    /// It is a flaw.
+    Heed,
+    /// It is served: at a start there is nothing better, and other hosts shall not go without service for it.
+    Ignore,
 }
 
 impl Keyring {
@@ -93,12 +103,12 @@ impl Keyring {
     ///
     /// # Errors
     /// Every pair that is new here and cannot be served.
-    pub fn serve(&self, tls: &Tls) -> Result<Arc<Served>, Vec<Flaw>> {
+    pub fn serve(&self, tls: &Tls, dates: Dates) -> Result<Arc<Served>, Vec<Flaw>> {
         let (mut slots, mut flaws) = (Vec::new(), Vec::new());
         for (at, files) in tls.certificates.iter().enumerate() {
-            match self.0.slot(files) {
+            match self.0.slot(files, dates) {
                 Ok(slot) => slots.push(slot),
-                Err(error) => flaws.push(Flaw::of(at, files, error)),
+                Err(error) => flaws.push(Flaw::of(at, files, &error)),
             }
         }
         if !flaws.is_empty() {
@@ -116,11 +126,25 @@ impl Keyring {
                 ordered,
                 challenges: Arc::clone(&self.0.challenges),
             })),
-            Err(error) => Err(vec![Flaw {
-                key: String::new(),
-                error: error.into(),
-            }]),
+            Err(error) => Err(vec![Flaw::new("", &error.into())]),
         }
+    }
+
+    /// What is wrong with the certificates of `tls` although they are served: files that were good and are not now,
+    /// and dates.
+    pub fn standing(&self, tls: &Tls) -> Vec<Flaw> {
+        let (held, second) = (self.0.held(), now());
+        let mut flaws = Vec::new();
+        for (at, files) in tls.certificates.iter().enumerate() {
+            let Some(holding) = held.holdings.iter().find(|h| h.is_of(files)) else {
+                continue;
+            };
+            let served = holding.slot().and_then(|slot| slot.load_full());
+            let late = served.and_then(|certificate| certificate.timely(second).err());
+            let all = holding.flaw.iter().chain(&late);
+            flaws.extend(all.map(|error| Flaw::of(at, files, error)));
+        }
+        flaws
     }
 
     /// Looks at every file and every date once, and does what follows from it. Blocks on file access.
@@ -131,23 +155,25 @@ impl Keyring {
 
 impl Ring {
     /// The slot of `files`: the one that is held, or a new one.
-    fn slot(&self, files: &CertificateFiles) -> Result<Arc<Slot>, TlsError> {
+    fn slot(&self, files: &CertificateFiles, dates: Dates) -> Result<Arc<Slot>, TlsError> {
         let second = now();
         let mut held = self.held();
-        for holding in &mut held.holdings {
-            let same = holding
-                .following
-                .as_mut()
-                .filter(|following| following.follows(files));
-            let Some(following) = same else { continue };
-            let read = following.look_at_once(second);
-            let Some(slot) = holding.slot() else { continue };
+        self.leave(&mut held);
+        let same = held.holdings.iter_mut().find(|h| h.is_of(files));
+        if let Some(holding) = same
+            && let Some(slot) = holding.slot()
+        {
+            let following = holding.following.as_mut();
+            let read = following.and_then(|f| f.look_at_once(second));
             if let Some(notice) = read.and_then(|read| take(holding, read)) {
                 self.changed(held, [notice]);
             }
             return Ok(slot);
         }
-        let (following, certificate) = Following::begin(files, second)?;
+        let (following, certificate) = Following::begin(files)?;
+        if dates == Dates::Heed {
+            certificate.timely(second)?;
+        }
         self.metrics
             .certificate(&certificate.label, certificate.not_after);
         let slot = Arc::new(ArcSwapOption::from_pointee(certificate));
@@ -237,7 +263,7 @@ impl Ring {
 fn take(holding: &mut Holding, read: Result<Certificate, TlsError>) -> Option<Notice> {
     match read {
         Ok(certificate) => holding.replace(certificate),
-        Err(error) => Some(holding.rejected(&error)),
+        Err(error) => Some(holding.reject(error)),
     }
 }
 
@@ -247,14 +273,24 @@ fn now() -> i64 {
 }
 
 impl Flaw {
-    fn of(at: usize, files: &CertificateFiles, error: TlsError) -> Self {
+    fn of(at: usize, files: &CertificateFiles, error: &TlsError) -> Self {
         let file = match error.path() {
             Some(path) if *path == files.cert => ".cert",
             Some(path) if *path == files.key => ".key",
             _ => "",
         };
-        let key = format!("certificates[{at}]{file}");
-        Self { key, error }
+        Self::new(&format!("certificates[{at}]{file}"), error)
+    }
+
+    /// The text of an error says what is wrong, then what mends it.
+    fn new(key: &str, error: &TlsError) -> Self {
+        let text = error.to_string();
+        let (problem, mend) = text.split_once("; ").unwrap_or((&text, "check both files"));
+        Self {
+            key: key.to_owned(),
+            problem: problem.to_owned(),
+            mend: mend.to_owned(),
+        }
     }
 }
 
@@ -288,7 +324,9 @@ mod tests {
     }
 
     fn serve(tls: &Tls) -> Result<Arc<Served>, Vec<Flaw>> {
-        Keyring::new(Arc::default(), |_| ()).unwrap().serve(tls)
+        Keyring::new(Arc::default(), |_| ())
+            .unwrap()
+            .serve(tls, Dates::Heed)
     }
 
     #[test]
@@ -330,12 +368,12 @@ mod tests {
             (broken, &*key, "chain.pem", "not valid PEM"),
         ] {
             let flaws = serve(&files(folder.path(), cert, key)).unwrap_err();
-            let text = flaws[0].error.to_string();
+            let text = format!("{:?}", flaws[0]);
             assert!(text.contains(file) && text.contains(says), "{text}");
         }
         let mut tls = files(folder.path(), &cert, &key);
         tls.certificates[0].cert = folder.path().join("missing.pem");
-        let text = serve(&tls).unwrap_err()[0].error.to_string();
+        let text = format!("{:?}", serve(&tls).unwrap_err()[0]);
         assert!(
             text.contains("missing.pem") && text.contains("exists"),
             "{text}"

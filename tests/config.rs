@@ -123,7 +123,7 @@ fn the_full_example_has_every_key() {
             );
         }
     }
-    assert_eq!(tables, 26);
+    assert_eq!(tables, 25);
 }
 
 #[test]

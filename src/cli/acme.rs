@@ -16,7 +16,7 @@ use crate::clock;
 use crate::config::{self, Mistakes};
 use crate::record::TagKey;
 use crate::snapshot::Snapshot;
-use crate::tls::Keyring;
+use crate::tls::{Dates, Keyring};
 
 /// Certificates that are ordered: how they are, and a new one now
 #[derive(clap::Args, Debug)]
@@ -183,7 +183,8 @@ fn desks(file: &ConfigFile) -> Result<Vec<Desk>, AcmeCommandError> {
     let (config, _) = config::load(&file.config)?;
     let keyring = Keyring::new(Arc::default(), |_| ())?;
     // The tags of this snapshot are never written, so any key will do.
-    let snapshot = Snapshot::compile(config, 1, TagKey::draw(), &keyring)?;
+    let dates = Dates::Ignore; // what files hold is not asked about here
+    let (snapshot, _) = Snapshot::compile(config, 1, TagKey::draw(), &keyring, dates)?;
     let ordered = snapshot.ordered();
     if ordered.is_empty() {
         return Err(AcmeCommandError::Nothing);

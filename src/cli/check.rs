@@ -4,11 +4,12 @@ use std::io::{self, Write};
 use std::sync::Arc;
 
 use super::{ConfigFile, Exit, print};
+use crate::acme::Plan;
 use crate::config::typed::Config;
 use crate::config::{self, Mistakes, Remark, Warning};
 use crate::record::TagKey;
 use crate::snapshot::Snapshot;
-use crate::tls::Keyring;
+use crate::tls::{Dates, Keyring};
 
 /// Check a configuration and everything it names, and change nothing
 #[derive(clap::Args, Debug)]
@@ -33,11 +34,19 @@ pub(super) fn run(arguments: &Arguments) -> Exit {
             let mend = "try again; if it stays so, this build does not fit the machine";
             Remark::on_file(&arguments.file.config, error.to_string(), mend)
         })?;
-        Snapshot::compile(config, 1, TagKey::draw(), &keyring)
+        let made = Snapshot::compile(config, 1, TagKey::draw(), &keyring, Dates::Heed)?;
+        Plan::new(&made.0.config, made.0.ordered())?;
+        Ok(made)
     };
     let (warnings, mistakes) = match config::load(&arguments.file.config) {
         Err(mistakes) => (Vec::new(), Some(mistakes)),
-        Ok((config, warnings)) => (warnings, compile(config).err()),
+        Ok((config, mut warnings)) => match compile(config) {
+            Err(mistakes) => (warnings, Some(mistakes)),
+            Ok((_, more)) => {
+                warnings.extend(more);
+                (warnings, None)
+            }
+        },
     };
     let exit = if mistakes.is_some() {
         Exit::Usage

@@ -23,8 +23,8 @@ pub struct Served {
 /// How the handshake with one client goes on.
 pub struct Choice {
     pub config: Arc<ServerConfig>,
-    /// What the client is shown.
-    pub certificate: Arc<Certificate>,
+    /// What the client is shown for the name that it asked for. `None` if it asked for none.
+    pub certificate: Option<Arc<Certificate>>,
 }
 
 impl Served {
@@ -34,12 +34,12 @@ impl Served {
     /// [`Refusal::ServerNameUnknown`] if no certificate is for the name, and such clients are refused; also while there
     /// is no certificate at all.
     pub fn choose(&self, hello: &ClientHello<'_>) -> Result<Choice, Refusal> {
-        let found = self
-            .names
-            .find(hello.server_name(), hello.signature_schemes());
+        let name = hello.server_name();
+        let found = self.names.find(name, hello.signature_schemes());
+        let found = found.ok_or(Refusal::ServerNameUnknown)?;
         Ok(Choice {
             config: Arc::clone(&self.config),
-            certificate: found.ok_or(Refusal::ServerNameUnknown)?,
+            certificate: name.is_some().then_some(found),
         })
     }
 

@@ -32,15 +32,24 @@ impl Served {
     ///
     /// # Errors
     /// [`Refusal::ServerNameUnknown`] if no certificate is for the name, and such clients are refused; also while there
-    /// is no certificate at all.
+    /// is no certificate at all, or one for this very name has been ordered and has not come yet.
     pub fn choose(&self, hello: &ClientHello<'_>) -> Result<Choice, Refusal> {
         let name = hello.server_name();
+        if name.is_some_and(|name| !self.names.knows(name) && self.awaits(name)) {
+            return Err(Refusal::ServerNameUnknown);
+        }
         let found = self.names.find(name, hello.signature_schemes());
         let found = found.ok_or(Refusal::ServerNameUnknown)?;
         Ok(Choice {
             config: Arc::clone(&self.config),
             certificate: name.is_some().then_some(found),
         })
+    }
+
+    /// Whether a certificate for `name` has been ordered and has not come yet.
+    fn awaits(&self, name: &str) -> bool {
+        let empty = self.ordered.iter().filter(|o| o.slot.load().is_none());
+        empty.into_iter().any(|ordered| ordered.is_for(name))
     }
 
     /// The certificates that are ordered for it.

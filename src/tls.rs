@@ -315,6 +315,7 @@ mod tests {
             certificates: vec![pair],
             unknown_sni: UnknownSni::Default,
             acme: None,
+            hosts: Vec::new(),
             min_version: TlsVersion::V12,
         }
     }

@@ -134,6 +134,7 @@ fn files(folder: &Path) -> Tls {
             key: folder.join("key.pem"),
         }],
         acme: None,
+        hosts: Vec::new(),
         unknown_sni: UnknownSni::Default,
         min_version: TlsVersion::V12,
     }

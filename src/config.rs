@@ -10,6 +10,7 @@ use std::path::Path;
 
 use toml::de::DeTable;
 
+mod client_auth;
 mod egress;
 mod gate;
 mod general;

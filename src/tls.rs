@@ -15,7 +15,10 @@ use rustls::version::{TLS12, TLS13};
 
 use crate::config::typed::{Tls, TlsVersion};
 
+mod client_auth;
 mod pem;
+mod principal;
+mod tickets;
 
 /// Why a certificate cannot be served. The text names the file and what mends it.
 #[derive(Debug, thiserror::Error)]

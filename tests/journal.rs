@@ -156,6 +156,7 @@ async fn denials_and_events_are_written_without_waiting() {
             client: HERE.ip(),
             refusal: Refusal::ClientDenied,
             target: "tools.example.com",
+            who: None,
         });
     }
     journal.event(Event {

@@ -145,7 +145,7 @@ fn tls(ingress: &Table<'_>, folder: &Path) -> Option<Tls> {
     })
 }
 
-fn file(table: &Table<'_>, name: &'static str, folder: &Path) -> Option<PathBuf> {
+pub(super) fn file(table: &Table<'_>, name: &'static str, folder: &Path) -> Option<PathBuf> {
     let Some(value) = table.value(name) else {
         table.missing(name, &format!(r#"add `{name} = "FILE.pem"`"#));
         return None;

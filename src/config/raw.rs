@@ -173,6 +173,11 @@ impl<'t> Table<'t> {
         value.and_then(|v| v.word(words)).unwrap_or(default)
     }
 
+    /// True or false, `default` if absent.
+    pub(super) fn flag(&self, name: &'static str, default: bool) -> bool {
+        self.value(name).and_then(|v| v.flag()).unwrap_or(default)
+    }
+
     /// The values of a string or a list; empty if absent.
     pub(super) fn list(&self, name: &'static str) -> Vec<Value<'t>> {
         self.value(name).map_or_else(Vec::new, |v| v.list())
@@ -322,6 +327,13 @@ impl<'t> Value<'t> {
             self.wrong(format!("unknown value {text:?}"), mend);
         }
         found.map(|(_, value)| *value)
+    }
+
+    fn flag(&self) -> Option<bool> {
+        let mend = "write true or false, without quotes";
+        self.value
+            .as_bool()
+            .or_else(|| self.is_not("true or false", mend))
     }
 
     /// The values of a list; anything else counts as a list of one.

@@ -158,6 +158,26 @@ pub struct Tls {
     pub min_version: TlsVersion,
 }
 
+/// `client_auth`
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ClientAuth {
+    /// Authorities that issue client certificates.
+    pub ca: PathBuf,
+    /// Revocation lists; if there is any, each issuer must have one.
+    pub crl: Vec<PathBuf>,
+    pub mode: ClientAuthMode,
+    /// Whether the upstream gets `Client-Cert-Chain` beside `Client-Cert`.
+    pub forward_chain: bool,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum ClientAuthMode {
+    /// Asked for, and verified if there is one.
+    Optional,
+    /// No handshake without.
+    Required,
+}
+
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum TlsVersion {
     V12,

@@ -1,0 +1,236 @@
+//! The files of `client_auth`: authorities and revocation lists, read and checked before anything depends on them.
+//!
+//! An authority must be one (basic constraints), a list must be signed by an authority of the same bundle. PEM with any
+//! number of entries, or one entry in DER. A list that is out of date is taken: it refuses everybody, and says why.
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
+use x509_parser::certificate::X509Certificate;
+use x509_parser::prelude::FromDer as _;
+use x509_parser::revocation_list::CertificateRevocationList;
+
+use crate::config::typed::ClientAuth;
+
+use crate::tls::principal::name;
+
+/// Bytes of a file. A list with a hundred thousand entries has about 4 MiB.
+const FILE_BYTES_MAX: u64 = 32 << 20;
+/// Authorities of one listener: each is named to every client.
+const AUTHORITIES_MAX: usize = 256;
+const LISTS_MAX: usize = 256;
+
+/// What the files hold.
+pub(super) struct Authorities {
+    pub(super) certificates: Vec<(PathBuf, CertificateDer<'static>)>,
+    pub(super) lists: Vec<CertificateRevocationListDer<'static>>,
+    /// The first `nextUpdate`, in seconds since 1970.
+    pub(super) stale: Option<i64>,
+    /// The first `notAfter` of an authority, in seconds since 1970.
+    pub(super) expires: i64,
+}
+
+/// Why nobody can be believed. Each text names the file, the cause and, after a semicolon, the mend.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientAuthError {
+    #[error("{}: cannot be read ({source}); check that the file exists and that this user may read it", path.display())]
+    Unreadable { path: PathBuf, source: io::Error },
+    #[error("{}: holds no {what}; give it as PEM (base64 between BEGIN and END lines) or DER", path.display())]
+    Empty { path: PathBuf, what: &'static str },
+    #[error("{}: holds more than {most} entries; name fewer", path.display())]
+    TooMany { path: PathBuf, most: usize },
+    #[error("{}: entry {place} cannot be used: {why}; export it again", path.display())]
+    Unusable {
+        path: PathBuf,
+        place: usize,
+        why: String,
+    },
+    #[error("{}: {subject} is not a certificate authority; name the authority that issues the client certificates", path.display())]
+    NotAnAuthority { path: PathBuf, subject: String },
+    #[error("{}: the list of {issuer} is not by any authority in {}; give the list that belongs to it, or add the authority", path.display(), ca.display())]
+    UnknownIssuer {
+        path: PathBuf,
+        ca: PathBuf,
+        issuer: String,
+    },
+    #[error("{}: the list of {issuer} is not signed by it: it was changed or cut; fetch it again", path.display())]
+    Unsigned { path: PathBuf, issuer: String },
+}
+
+impl ClientAuthError {
+    pub(super) fn unusable(path: PathBuf, why: &impl ToString) -> Self {
+        let (place, why) = (1, why.to_string());
+        Self::Unusable { path, place, why }
+    }
+
+    /// The file that it is about.
+    pub(in crate::tls) fn path(&self) -> &Path {
+        match self {
+            Self::Unreadable { path, .. }
+            | Self::Empty { path, .. }
+            | Self::TooMany { path, .. }
+            | Self::Unusable { path, .. }
+            | Self::NotAnAuthority { path, .. }
+            | Self::UnknownIssuer { path, .. }
+            | Self::Unsigned { path, .. } => path,
+        }
+    }
+}
+
+impl Authorities {
+    pub(super) fn read(
+        auth: &ClientAuth,
+        provider: &Arc<CryptoProvider>,
+    ) -> Result<Self, ClientAuthError> {
+        let mut read = Self {
+            certificates: Vec::new(),
+            lists: Vec::new(),
+            stale: None,
+            expires: i64::MAX,
+        };
+        let found: Vec<CertificateDer<'static>> =
+            entries(&auth.ca, "certificate", AUTHORITIES_MAX)?;
+        for (at, certificate) in found.into_iter().enumerate() {
+            read.authority(&auth.ca, at + 1, certificate)?;
+        }
+        for path in &auth.crl {
+            let lists: Vec<CertificateRevocationListDer<'static>> =
+                entries(path, "certificate revocation list", LISTS_MAX)?;
+            for (at, list) in lists.into_iter().enumerate() {
+                read.list(path, at + 1, list, &auth.ca, provider)?;
+            }
+        }
+        Ok(read)
+    }
+
+    fn authority(
+        &mut self,
+        path: &Path,
+        place: usize,
+        der: CertificateDer<'static>,
+    ) -> Result<(), ClientAuthError> {
+        let path = path.to_owned();
+        let parsed = X509Certificate::from_der(&der);
+        let (_, certificate) = parsed.map_err(|error| ClientAuthError::Unusable {
+            path: path.clone(),
+            place,
+            why: error.to_string(),
+        })?;
+        if !certificate.is_ca() {
+            let subject = name(certificate.subject());
+            return Err(ClientAuthError::NotAnAuthority { path, subject });
+        }
+        let end = certificate.validity().not_after.timestamp();
+        self.expires = self.expires.min(end);
+        self.certificates.push((path, der));
+        Ok(())
+    }
+
+    fn list(
+        &mut self,
+        path: &Path,
+        place: usize,
+        der: CertificateRevocationListDer<'static>,
+        ca: &Path,
+        provider: &CryptoProvider,
+    ) -> Result<(), ClientAuthError> {
+        let path = path.to_owned();
+        let parsed = CertificateRevocationList::from_der(&der);
+        let (_, list) = parsed.map_err(|error| ClientAuthError::Unusable {
+            path: path.clone(),
+            place,
+            why: error.to_string(),
+        })?;
+        let (mut known, mut signed) = (false, false);
+        for (_, authority) in &self.certificates {
+            let Ok((_, authority)) = X509Certificate::from_der(authority) else {
+                continue; // it was read before
+            };
+            if authority.subject().as_raw() == list.issuer().as_raw() {
+                known = true;
+                signed |= is_signed(&list, &authority, provider);
+            }
+        }
+        let issuer = name(list.issuer());
+        if !known {
+            let ca = ca.to_owned();
+            return Err(ClientAuthError::UnknownIssuer { path, ca, issuer });
+        }
+        if !signed {
+            return Err(ClientAuthError::Unsigned { path, issuer });
+        }
+        let next = list.next_update().map(|time| time.timestamp());
+        self.stale = self.stale.into_iter().chain(next).min();
+        self.lists.push(der);
+        Ok(())
+    }
+}
+
+/// Whether `authority` signed `list`. A key of another kind than the signature's is none that signed it.
+fn is_signed(
+    list: &CertificateRevocationList<'_>,
+    authority: &X509Certificate<'_>,
+    provider: &CryptoProvider,
+) -> bool {
+    let kind = list.signature_algorithm.algorithm.as_bytes();
+    let key = &authority.public_key().subject_public_key.data;
+    let algorithms = provider.signature_verification_algorithms.all.iter();
+    // An `AlgorithmIdentifier` begins with the object identifier: tag, length, value.
+    let mut fitting = algorithms.filter(|algorithm| {
+        let identifier = algorithm.signature_alg_id();
+        let value = identifier.get(2..).unwrap_or_default();
+        value.starts_with(kind)
+    });
+    let (message, signature) = (list.tbs_cert_list.as_ref(), &list.signature_value.data);
+    fitting.any(|algorithm| algorithm.verify_signature(key, message, signature).is_ok())
+}
+
+/// The entries of a file, PEM or DER.
+fn entries<T: PemObject + From<Vec<u8>>>(
+    path: &Path,
+    what: &'static str,
+    most: usize,
+) -> Result<Vec<T>, ClientAuthError> {
+    const DER_SEQUENCE: u8 = 0x30;
+    let path = path.to_owned();
+    let bytes = match bytes(&path) {
+        Ok(bytes) => bytes,
+        Err(source) => return Err(ClientAuthError::Unreadable { path, source }),
+    };
+    if bytes.first() == Some(&DER_SEQUENCE) {
+        return Ok(vec![T::from(bytes)]);
+    }
+    let mut found = Vec::new();
+    for entry in T::pem_slice_iter(&bytes) {
+        found.push(entry.map_err(|error| ClientAuthError::Unusable {
+            path: path.clone(),
+            place: found.len() + 1,
+            why: error.to_string(),
+        })?);
+    }
+    match found.len() {
+        0 => Err(ClientAuthError::Empty { path, what }),
+        count if count > most => Err(ClientAuthError::TooMany { path, most }),
+        _ => Ok(found),
+    }
+}
+
+fn bytes(path: &Path) -> io::Result<Vec<u8>> {
+    // Looked at before it is opened: a pipe without a writer would hold us there.
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    let mut bytes = Vec::new();
+    let read = File::open(path)?
+        .take(FILE_BYTES_MAX + 1)
+        .read_to_end(&mut bytes)?;
+    if read as u64 > FILE_BYTES_MAX {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
+    Ok(bytes)
+}

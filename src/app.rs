@@ -1,6 +1,6 @@
 //! The roof: builds the house once, hands each wing only what it needs, starts, reloads, drains, stops.
 //!
-//! Everything that outlives a snapshot is owned here: journal, limits, sessions, metrics, workers, listeners. The
+//! Everything that outlives a snapshot is owned here: journal, limits, sessions, metrics, keys, workers, listeners. The
 //! order of the end matters: readiness false, stop accepting, let sessions finish, write their last records, close
 //! the log, and only then the threads.
 
@@ -13,6 +13,7 @@ use std::time::Duration;
 use tokio::select;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{MissedTickBehavior, interval};
+use tracing::Level;
 
 use crate::admin::{Admin, Health};
 use crate::audit::{self, Journal};
@@ -28,6 +29,7 @@ use crate::sessions::Sessions;
 use crate::snapshot::{Listen, Live, Snapshot};
 use crate::socket::fixed::usable;
 use crate::telemetry::{self, Metrics};
+use crate::tls::{Keeper, Keyring, Notice, TlsError};
 use crate::workers::{Hooks, Workers};
 use crate::{dial, socket};
 
@@ -47,6 +49,9 @@ pub enum AppError {
     /// The configuration has mistakes.
     #[error("the configuration cannot be used\n\n{0}")]
     Config(Mistakes),
+    /// TLS cannot be set up at all.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The operating system gave no thread, runtime or signal handler.
     #[error("cannot start a thread or a runtime")]
     System(#[from] io::Error),
@@ -57,6 +62,7 @@ struct House {
     reloader: Reloader,
     health: Arc<Health>,
     admin: Admin,
+    keeper: Keeper,
     doors: Doors,
 }
 
@@ -116,7 +122,12 @@ impl House {
             count,
             Arc::clone(&metrics),
         )?;
-        let snapshot = Snapshot::compile(config, 1, journal.tag_key()).map_err(AppError::Config)?;
+        let (process, metered) = (&config.process, Arc::clone(&metrics));
+        let (max, each) = (process.max_sessions, process.max_sessions_per_client);
+        let sessions = Sessions::new(max, each, 1, metered);
+        let keyring = keyring(process.tickets_every, &journal, &sessions, &metrics)?;
+        let snapshot =
+            Snapshot::compile(config, 1, journal.tag_key(), &keyring).map_err(AppError::Config)?;
         let park = journal.clone();
         let workers = Workers::start(
             count,
@@ -125,24 +136,19 @@ impl House {
                 park: Box::new(move |seat| park.park(seat)),
             },
         )?;
-        Self::furnish(file, workers, journal, snapshot, metrics)
+        let lasting = (journal, sessions, keyring);
+        Self::furnish(file, workers, lasting, snapshot, metrics)
     }
 
     /// Everything above the journal: wings, listeners, admin.
     fn furnish(
         file: &Path,
         workers: Workers,
-        journal: Journal,
+        (journal, sessions, keyring): (Journal, Sessions, Keyring),
         snapshot: Snapshot,
         metrics: Arc<Metrics>,
     ) -> Result<Self, AppError> {
         let crew = workers.crew();
-        let sessions = Sessions::new(
-            snapshot.config.process.max_sessions,
-            snapshot.config.process.max_sessions_per_client,
-            1,
-            Arc::clone(&metrics),
-        );
         let live = Live::new(snapshot);
         let wings = wings(crew.len(), &live, &journal, &metrics);
         let reception = Reception {
@@ -168,12 +174,14 @@ impl House {
             name: "started",
             facts: vec![("config_sha256", snapshot.hash.clone())],
         });
-        let reloader = Reloader::new(file.to_owned(), live, sessions, journal, metrics);
+        let keeper = Keeper::start(keyring.clone())?;
+        let reloader = Reloader::new(file.to_owned(), live, sessions, journal, metrics, keyring);
         Ok(Self {
             workers,
             reloader,
             health,
             admin,
+            keeper,
             doors,
         })
     }
@@ -281,10 +289,34 @@ impl House {
 
     /// The log is closed while its workers still run, the threads end last.
     fn stop(self) {
+        self.keeper.stop();
         self.reloader.journal.close();
         self.admin.stop();
         self.workers.stop();
     }
+}
+
+/// What happens to certificates becomes an event of the audit log and a line of the diagnostics.
+/// Whom we believe may have changed by it, so whoever is inside is judged again.
+fn keyring(
+    every: Duration,
+    journal: &Journal,
+    sessions: &Sessions,
+    metrics: &Arc<Metrics>,
+) -> Result<Keyring, TlsError> {
+    let (journal, sessions) = (journal.clone(), sessions.clone());
+    Keyring::new(every, Arc::clone(metrics), move |notice| {
+        if notice.is_about_clients() {
+            sessions.judge_again();
+        }
+        let Notice { name, facts, .. } = notice;
+        match notice.level {
+            Level::ERROR => tracing::error!(event = name, "{}", notice.says),
+            Level::WARN => tracing::warn!(event = name, "{}", notice.says),
+            _ => tracing::info!(event = name, "{}", notice.says),
+        }
+        journal.event(Event { name, facts });
+    })
 }
 
 /// Says so if the sessions that may be open do not fit into the file descriptors that may be.

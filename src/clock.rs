@@ -92,6 +92,11 @@ pub fn stamp(wall_ns: u64, out: &mut Vec<u8>) {
     out.extend_from_slice(&digits);
 }
 
+/// A second since 1970 as `2026-11-24T08:15:00Z`; as a number if no calendar has it.
+pub fn moment(second: i64) -> String {
+    jiff::Timestamp::from_second(second).map_or_else(|_| second.to_string(), |at| at.to_string())
+}
+
 /// Fills `out` from the operating system's generator, through a small pool per thread.
 pub fn draw(out: &mut [u8]) {
     const POOL_BYTES: usize = 640;

@@ -19,6 +19,7 @@ mod notes;
 mod raw;
 mod remark;
 mod sets;
+mod tls;
 pub mod typed;
 mod units;
 
@@ -176,6 +177,7 @@ fn whole(root: &Table<'_>, folder: &Path) -> Config {
         limits: &names,
         folder,
         on_failure: audit.on_failure,
+        asks: false,
         upstreams: ingress::upstreams(root),
     };
     let mut entrances = Vec::new();

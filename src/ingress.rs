@@ -8,20 +8,24 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::header::HeaderValue;
+use rustls::server::Acceptor;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::LazyConfigAcceptor;
 
 use crate::addr::Peer;
 use crate::audit::Journal;
 use crate::limit::Limits;
 use crate::outcome::Refusal;
 use crate::policy::allow_list::Client;
+use crate::record::{self, Who};
 use crate::sessions::Session;
 use crate::snapshot::{Entrance, Live};
 use crate::telemetry::Metrics;
+use crate::tls::{self, Certificate, Served};
 use crate::wire::proxy_protocol::{self, Read};
 
 mod body;
@@ -42,7 +46,7 @@ use pulse::{Pulse, Timed};
 use reply::last_words;
 use serve::Io;
 use upstream::Upstreams;
-use visitor::{Visitor, entrance, tls_version};
+use visitor::{Shown, Visitor, entrance, tls_version};
 
 /// Serves the clients of one worker.
 pub struct Ingress {
@@ -93,6 +97,9 @@ impl Default for Timers {
 /// How long a write may make no progress before a route has said otherwise.
 const STALL_DEFAULT: Duration = Duration::from_secs(60);
 
+/// A record (RFC 8446 section 5.1) with the fatal alert 112 (RFC 6066 section 3), which rustls does not send for us.
+const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
+
 impl Ingress {
     /// One for each worker: what it keeps of upstream connections is not shared.
     pub fn new(
@@ -130,8 +137,15 @@ impl Ingress {
         // Its room is given back before the connection begins to wait for requests.
         let handshake = Box::pin(self.handshake(tcp, peer, session, listen));
         let entered = timeout(self.timers.handshake, handshake).await;
-        match entered.unwrap_or(Err((peer.socket().ip(), Refusal::HandshakeTimeout))) {
-            Err((client, refusal)) => self.turn_away(listen, client, refusal, ""),
+        let late = (peer.socket().ip(), Refusal::HandshakeTimeout);
+        match entered.unwrap_or_else(|_| Err(late.into())) {
+            Err(rejected) => {
+                let who = rejected.claimed.as_ref().map(Who::Claimed);
+                let Rejected {
+                    client, refusal, ..
+                } = rejected;
+                self.turn_away(listen, client, refusal, &rejected.name, who);
+            }
             Ok((visitor, io)) if visitor.frames => Box::pin(self.serve_http2(visitor, io)).await,
             Ok((visitor, io)) => Box::pin(self.serve_http1(visitor, io)).await,
         }
@@ -154,21 +168,21 @@ impl Ingress {
         drop(snapshot);
         match self.admit(tcp, peer, &entrance, &mut session).await {
             Ok((tcp, client)) => self.redirect_client(tcp, client, session, listen).await,
-            Err((client, refusal)) => self.turn_away(listen, client, refusal, ""),
+            Err((client, refusal)) => self.turn_away(listen, client, refusal, "", None),
         }
     }
 
-    /// From the socket to a connection that carries requests. The error names whom it is about, as far as is known.
+    /// From the socket to a connection that carries requests.
     async fn handshake(
         &self,
         tcp: TcpStream,
         peer: Peer,
         mut session: Session,
         listen: SocketAddr,
-    ) -> Result<(Arc<Visitor>, Io), (IpAddr, Refusal)> {
-        let unknown = |refusal| (peer.socket().ip(), refusal);
+    ) -> Result<(Arc<Visitor>, Io), Rejected> {
+        let unknown = |refusal| Rejected::from((peer.socket().ip(), refusal));
+        let occasion = session.occasion(); // before the snapshot: a newer one than this judges it again
         let snapshot = self.live.load();
-        let generation = snapshot.generation;
         let entrance = entrance(&snapshot, listen).cloned();
         drop(snapshot);
         let entrance = entrance.ok_or(unknown(Refusal::PolicyChanged))?;
@@ -178,14 +192,16 @@ impl Ingress {
         tcp.set_nodelay(true)
             .map_err(|_| unknown(Refusal::HandshakeFailed))?;
 
-        let (tcp, client) = self.admit(tcp, peer, &entrance, &mut session).await?;
+        let admitted = self.admit(tcp, peer, &entrance, &mut session).await;
+        let (tcp, client) = admitted?;
         let pulse = Pulse::new(self.timers.head, STALL_DEFAULT);
         let timed = Timed::below_tls(tcp, Arc::clone(&pulse));
-        let acceptor = TlsAcceptor::from(Arc::clone(&entrance.tls));
-        let mut io = match acceptor.accept(timed).into_fallible().await {
-            Ok(io) => io,
-            Err((_, timed)) => return Err((client.address(), self.no_tls(timed).await)),
-        };
+        let agreed = self.agree(timed, client, &entrance.tls).await?;
+        let Agreed {
+            mut io,
+            certificate,
+            shown,
+        } = agreed;
 
         let tls = &mut io.get_mut().1;
         let early = tls.reader().into_first_chunk().map_or(0, <[u8]>::len);
@@ -204,13 +220,75 @@ impl Ingress {
             client,
             address: address_value(client),
             tls: tls_version(tls.protocol_version()),
+            certificate,
+            shown,
             frames,
             pulse,
             session,
-            generation,
+            occasion,
             addressed: Mutex::default(),
         };
         Ok((Arc::new(visitor), io))
+    }
+
+    /// The handshake itself: what the client asks for decides what it is shown, and what it shows in turn is judged,
+    /// also where a session is resumed that began with a judgement of its own.
+    async fn agree(
+        &self,
+        timed: Timed<TcpStream>,
+        client: Client,
+        served: &Served,
+    ) -> Result<Agreed, Rejected> {
+        let client = client.address();
+        let mut greeting = LazyConfigAcceptor::new(Acceptor::default(), timed);
+        let started = match (&mut greeting).await {
+            Ok(started) => started,
+            Err(_) => {
+                let refusal = match greeting.take_io() {
+                    Some(timed) => self.no_tls(timed).await,
+                    None => Refusal::HandshakeFailed,
+                };
+                return Err((client, refusal).into());
+            }
+        };
+        let hello = started.client_hello();
+        let name: Box<str> = hello.server_name().unwrap_or_default().into();
+        let choice = match served.choose(&hello) {
+            Ok(choice) => choice,
+            Err(refusal) => {
+                let alert = Bytes::from_static(&UNRECOGNIZED_NAME);
+                self.farewell(started.io, alert).await;
+                return Err(Rejected::of(client, refusal, name, None));
+            }
+        };
+        let handshake = started.into_stream(choice.config);
+        let (done, claimed) = if served.asks() {
+            tls::noting(handshake).await
+        } else {
+            (handshake.await, None)
+        };
+        let io = done.map_err(|error| {
+            let (refusal, name) = match why(&error) {
+                Some(refusal) => (refusal, name.clone()),
+                None => (Refusal::HandshakeFailed, Box::default()),
+            };
+            Rejected::of(client, refusal, name, claimed)
+        })?;
+        let chain = io.get_ref().1.peer_certificates();
+        match served.judge(chain.unwrap_or_default()) {
+            Ok(principal) => Ok(Agreed {
+                io,
+                certificate: choice.certificate,
+                shown: principal.map(|p| Box::new(Shown::new(p, served.forwards_chain()))),
+            }),
+            Err(unbelieved) => {
+                if io.get_ref().1.alpn_protocol() != Some(b"h2") {
+                    self.farewell(io, last_words(unbelieved.refusal)).await;
+                }
+                let (refusal, claimed) = (unbelieved.refusal, unbelieved.claimed);
+                Err(Rejected::of(client, refusal, name, claimed))
+            }
+        }
     }
 
     /// Why the handshake failed. A person who forgot the `s` of `https` is told.
@@ -244,6 +322,51 @@ impl Ingress {
         });
         judged.map_err(|refusal| (address, refusal))
     }
+}
+
+/// A connection over which both sides know of each other what they will.
+struct Agreed {
+    io: Io,
+    /// What the client was shown.
+    certificate: Arc<Certificate>,
+    shown: Option<Box<Shown>>,
+}
+
+/// Who does not get as far as a request, as far as is known.
+struct Rejected {
+    client: IpAddr,
+    refusal: Refusal,
+    /// The server name that was asked for.
+    name: Box<str>,
+    /// Whose certificate was refused, as it says.
+    claimed: Option<record::Certificate>,
+}
+
+impl Rejected {
+    fn of(
+        client: IpAddr,
+        refusal: Refusal,
+        name: Box<str>,
+        claimed: Option<record::Certificate>,
+    ) -> Self {
+        Self {
+            client,
+            refusal,
+            name,
+            claimed,
+        }
+    }
+}
+
+impl From<(IpAddr, Refusal)> for Rejected {
+    fn from((client, refusal): (IpAddr, Refusal)) -> Self {
+        Self::of(client, refusal, Box::default(), None)
+    }
+}
+
+/// Why a handshake failed, if that was about the client's certificate.
+fn why(error: &std::io::Error) -> Option<Refusal> {
+    tls::refusal(error.get_ref()?.downcast_ref()?)
 }
 
 /// Reads a PROXY header and not a byte more: what follows belongs to TLS.

@@ -183,6 +183,9 @@ refusals! {
     /// The bytes are not what the protocol asks for.
     Malformed = "malformed", Client, 400, 1, "http_request_error",
         "the request is malformed; send what RFC 9112 (HTTP), RFC 1928 (SOCKS) or the PROXY protocol prescribes";
+    /// The request's host has another certificate than the one that its connection was given.
+    Misdirected = "misdirected", Client, 421, 1, "http_request_error",
+        "this connection was made for another host name; open a new one for this host";
     /// The host is not a name or address in canonical form.
     NameInvalid = "name_invalid", Client, 400, 8, "http_request_error",
         "the destination is not a valid host name or address with a port";
@@ -216,6 +219,9 @@ refusals! {
     /// The host is known, the path is not.
     RouteUnknown = "route_unknown", Client, 404, 1, "http_request_error",
         "no route serves this path";
+    /// No certificate is for the server name that the client asked for, or it asked for none.
+    ServerNameUnknown = "server_name_unknown", Client, 421, 1, "tls_protocol_error",
+        "no certificate here is for this server name; check the host name, or add a certificate for it to `tls.certificates`";
     /// Too many sessions are open.
     SessionLimit = "session_limit", Us, 503, 1, "connection_limit_reached",
         "too many connections are open or requests in flight; try again";

@@ -17,6 +17,7 @@ use crate::record::{Event, TagKey};
 use crate::sessions::Sessions;
 use crate::snapshot::{Listen, Live, Snapshot};
 use crate::telemetry::Metrics;
+use crate::tls::Keyring;
 
 /// Replaces the snapshot in force. One per process: generations are counted by whoever holds it.
 pub struct Reloader {
@@ -26,6 +27,7 @@ pub struct Reloader {
     pub sessions: Sessions,
     pub journal: Journal,
     pub metrics: Arc<Metrics>,
+    pub keyring: Keyring,
     /// When an expired entry was last noticed.
     noticed: Option<Instant>,
 }
@@ -49,6 +51,7 @@ impl Reloader {
         sessions: Sessions,
         journal: Journal,
         metrics: Arc<Metrics>,
+        keyring: Keyring,
     ) -> Self {
         Self {
             path,
@@ -56,6 +59,7 @@ impl Reloader {
             sessions,
             journal,
             metrics,
+            keyring,
             noticed: None,
         }
     }
@@ -80,7 +84,12 @@ impl Reloader {
     /// Every mistake in the file, or every key that was changed and cannot be while running. Both are recorded; the
     /// snapshot in force stays.
     pub fn prepare(&mut self) -> Result<Prepared, Mistakes> {
-        let made = compile(&self.live.load(), &self.path, self.journal.tag_key());
+        let made = compile(
+            &self.live.load(),
+            &self.path,
+            self.journal.tag_key(),
+            &self.keyring,
+        );
         if let Err(mistakes) = &made {
             let first = mistakes.iter().next().map_or("", |m| &m.problem);
             self.refused(mistakes.len(), first);
@@ -138,12 +147,17 @@ fn expired(config: &Config, wall_ns: u64) -> bool {
 }
 
 /// Reads the file at `path` for the place of `old`.
-fn compile(old: &Snapshot, path: &Path, tag_key: TagKey) -> Result<Prepared, Mistakes> {
+fn compile(
+    old: &Snapshot,
+    path: &Path,
+    tag_key: TagKey,
+    keyring: &Keyring,
+) -> Result<Prepared, Mistakes> {
     let (config, warnings) = config::load(path)?;
     if let Some(mistakes) = Mistakes::new(unchangeable(&old.config, &config)) {
         return Err(mistakes);
     }
-    let snapshot = Snapshot::compile(config, old.generation + 1, tag_key)?;
+    let snapshot = Snapshot::compile(config, old.generation + 1, tag_key, keyring)?;
     if let Some(mistakes) = Mistakes::new(turned(old, &snapshot)) {
         return Err(mistakes);
     }
@@ -202,6 +216,11 @@ fn unchangeable(old: &Config, new: &Config) -> Vec<Remark> {
         );
     }
     same("process.key_file", &was.key_file, &will.key_file);
+    same(
+        "process.tickets.every",
+        &was.tickets_every,
+        &will.tickets_every,
+    );
     same("admin.listen", &old.admin.listen, &new.admin.listen);
     same("log.format", &old.log.format, &new.log.format);
     same("log.level", &old.log.level, &new.log.level);
@@ -251,9 +270,13 @@ mod tests {
         folder
     }
 
+    fn keyring() -> Keyring {
+        Keyring::new(Duration::from_secs(60), Arc::default(), |_| ()).unwrap()
+    }
+
     fn compiled(folder: &Path, generation: u64) -> Result<Snapshot, Mistakes> {
         let (config, _) = config::load(&folder.join("tollgate.toml"))?;
-        Snapshot::compile(config, generation, TagKey::draw())
+        Snapshot::compile(config, generation, TagKey::draw(), &keyring())
     }
 
     /// What a reload makes of the configuration in which `old` has become `new`.
@@ -264,7 +287,7 @@ mod tests {
         let text = std::fs::read_to_string(&path).unwrap();
         assert!(text.contains(old));
         std::fs::write(&path, text.replace(old, new)).unwrap();
-        compile(&before, &path, TagKey::draw())
+        compile(&before, &path, TagKey::draw(), &keyring())
     }
 
     #[test]
@@ -312,6 +335,7 @@ mod tests {
             workers = 77
             max_sessions = 5
             key_file = "seal.key"
+            tickets = { every = "1h" }
             [admin]
             listen = "127.0.0.1:9912"
             [log]
@@ -334,6 +358,7 @@ mod tests {
                 "process.workers",
                 "process.max_sessions",
                 "process.key_file",
+                "process.tickets.every",
                 "admin.listen",
                 "log.level",
                 "log.format",

@@ -10,14 +10,14 @@ use aws_lc_rs::digest;
 use ipnet::IpNet;
 
 use crate::addr::{Host, PrefixSet};
-use crate::config::Mistakes;
 use crate::config::typed::{self, Config, HostPattern, OnFailure, Timeouts, Upstream};
+use crate::config::{Mistakes, Remark};
 use crate::limit::Quota;
 use crate::policy::allow_list::AllowList;
 use crate::policy::destination::Destinations;
 use crate::policy::route::Routes;
 use crate::record::{Redaction, TagKey};
-use crate::tls;
+use crate::tls::{Flaw, Keyring, Served};
 
 /// One compiled configuration.
 pub struct Snapshot {
@@ -36,7 +36,7 @@ pub struct Snapshot {
 pub struct Entrance {
     pub listen: Vec<SocketAddr>,
     pub redirect_http: Vec<SocketAddr>,
-    pub tls: Arc<rustls::ServerConfig>,
+    pub tls: Arc<Served>,
     pub proxy_protocol_from: PrefixSet,
     pub list: AllowList,
     pub quotas: Vec<Quota>,
@@ -51,6 +51,8 @@ pub struct Route {
     pub name: Box<str>,
     pub list: AllowList,
     pub quotas: Vec<Quota>,
+    /// Only for clients with a verified certificate.
+    pub require_client_cert: bool,
     pub upstream_name: Arc<str>,
     pub upstream: Arc<Upstream>,
     /// Who is asked for the names of upstream servers; empty: those of `/etc/resolv.conf`.
@@ -109,16 +111,21 @@ pub enum Leads {
 pub type Listen = (Leads, SocketAddr);
 
 impl Snapshot {
-    /// Gives `config` its form for use: lists as sets, limits as quotas, certificates read and checked. `tag_key` is
-    /// the journal's.
+    /// Gives `config` its form for use: lists as sets, limits as quotas, certificates from `keyring`. `tag_key` is the
+    /// journal's.
     ///
     /// # Errors
     /// What only shows now, at its place in the file: a certificate or key that cannot be used.
-    pub fn compile(config: Config, generation: u64, tag_key: TagKey) -> Result<Self, Mistakes> {
+    pub fn compile(
+        config: Config,
+        generation: u64,
+        tag_key: TagKey,
+        keyring: &Keyring,
+    ) -> Result<Self, Mistakes> {
         let mut mistakes = Vec::new();
         let mut ingress = Vec::new();
         for (at, entry) in config.ingress.iter().enumerate() {
-            match entrance(&config, entry, at) {
+            match entrance(&config, entry, at, keyring) {
                 Ok(entrance) => ingress.push(Arc::new(entrance)),
                 Err(found) => mistakes.extend(found),
             }
@@ -152,13 +159,15 @@ impl Snapshot {
     }
 }
 
-fn entrance(config: &Config, ingress: &typed::Ingress, at: usize) -> Result<Entrance, Mistakes> {
-    let tls = tls::server_config(&ingress.tls).map_err(|error| {
-        let key = format!("ingress[{at}].tls.certificates[0]");
-        // The error says what is wrong, then what mends it.
-        let text = error.to_string();
-        let (problem, mend) = text.split_once("; ").unwrap_or((&text, "check both files"));
-        Mistakes::from(config.source.remark(&key, problem, mend))
+fn entrance(
+    config: &Config,
+    ingress: &typed::Ingress,
+    at: usize,
+    keyring: &Keyring,
+) -> Result<Entrance, Vec<Remark>> {
+    let tls = keyring.serve(&ingress.tls).map_err(|flaws| {
+        let remarks = flaws.iter().map(|flaw| flawed(config, at, flaw));
+        remarks.collect::<Vec<_>>()
     })?;
     let patterns = |route: &typed::Route| (route.hosts.clone(), route.path.clone());
     let mut way = Vec::new();
@@ -177,11 +186,19 @@ fn entrance(config: &Config, ingress: &typed::Ingress, at: usize) -> Result<Entr
     })
 }
 
+/// A certificate's flaw at its place in the file. Its text says what is wrong, then what mends it.
+fn flawed(config: &Config, at: usize, flaw: &Flaw) -> Remark {
+    let text = flaw.error.to_string();
+    let (problem, mend) = text.split_once("; ").unwrap_or((&text, "check both files"));
+    let key = format!("ingress[{at}].tls.{}", flaw.key);
+    config.source.remark(&key, problem, mend)
+}
+
 fn route(
     config: &Config,
     ingress: &typed::Ingress,
     route: &typed::Route,
-) -> Result<Route, Mistakes> {
+) -> Result<Route, Vec<Remark>> {
     let host = match route.hosts.first() {
         None => "*".to_owned(),
         Some(HostPattern::Below(name)) => format!("*.{name}"),
@@ -194,14 +211,14 @@ fn route(
     let own = route.limits.iter().filter(|l| !ingress.limits.contains(l));
     let upstream = config.upstreams.get(&route.upstream).ok_or_else(|| {
         let problem = format!("no upstream is called `{}`", route.upstream);
-        config
-            .source
-            .remark("upstreams", problem, "add it to `[upstreams]`")
+        let mend = "add it to `[upstreams]`";
+        vec![config.source.remark("upstreams", problem, mend)]
     })?;
     Ok(Route {
         name: format!("{host}{}", route.path).into(),
         list: list(route.allow.as_deref(), &route.deny),
         quotas: quotas(config, own),
+        require_client_cert: route.require_client_cert,
         upstream_name: route.upstream.as_str().into(),
         upstream: Arc::new(upstream.clone()),
         name_servers: config
@@ -341,7 +358,9 @@ mod tests {
 
     fn compiled(folder: &Path, generation: u64) -> Result<Snapshot, Mistakes> {
         let (config, _) = config::load(&folder.join("tollgate.toml"))?;
-        Snapshot::compile(config, generation, TagKey::draw())
+        let keyring =
+            Keyring::new(std::time::Duration::from_secs(60), Arc::default(), |_| ()).unwrap();
+        Snapshot::compile(config, generation, TagKey::draw(), &keyring)
     }
 
     #[test]
@@ -411,7 +430,7 @@ mod tests {
         let mistakes = compiled(folder.path(), 1).err().unwrap();
         let remark = mistakes.iter().next().unwrap();
         assert_eq!((mistakes.len(), remark.line), (1, 11));
-        assert_eq!(remark.key, "ingress[0].tls.certificates[0]");
+        assert_eq!(remark.key, "ingress[0].tls.certificates[0].key");
         assert!(remark.problem.contains("key.pem"), "{remark:?}");
     }
 }

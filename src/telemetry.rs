@@ -1,7 +1,7 @@
 //! Every metric name, once, and the diagnostics subscriber.
 //!
-//! Labels are closed sets (way, refusal code, status class): never an address, a host, a path or a user, so that no
-//! outsider can grow a table. Counters are made at start; counting is one atomic addition.
+//! Labels are closed sets (way, refusal code, status class) or stand in the configuration (certificates): never an
+//! address, a host, a path or a user of a request, so that no outsider can grow a table. Counters are made at start; counting is one atomic addition.
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
@@ -73,6 +73,7 @@ pub struct Metrics {
     pub limiter_keys: Gauge<i64>,
     /// Requests counted against the shared overflow bucket because the table was full.
     pub limiter_overflow: Counter,
+    certificates: Family<CertificateLabel, Gauge>,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -101,6 +102,11 @@ struct ClassLabel {
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 struct FamilyLabel {
     family: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct CertificateLabel {
+    name: Box<str>,
 }
 
 const WAYS: [Way; 2] = [Way::Egress, Way::Ingress];
@@ -173,6 +179,7 @@ impl Metrics {
             reload_failures: Counter::default(),
             limiter_keys: Gauge::default(),
             limiter_overflow: Counter::default(),
+            certificates: Family::default(),
         };
         metrics.register_single();
         metrics
@@ -225,6 +232,11 @@ impl Metrics {
             "Requests counted in the shared overflow bucket",
             self.limiter_overflow.clone(),
         );
+        r.register(
+            "certificate_not_after_seconds",
+            "When the certificate expires, in seconds since 1970",
+            self.certificates.clone(),
+        );
     }
 
     /// Counts one refusal.
@@ -247,6 +259,7 @@ impl Metrics {
                 | Refusal::HandshakeTimeout
                 | Refusal::HeadTooLarge
                 | Refusal::Malformed
+                | Refusal::ServerNameUnknown
         );
         let second = clock::wall_ns() / 1_000_000_000;
         if mute || self.told.swap(second, Ordering::Relaxed) == second {
@@ -264,6 +277,18 @@ impl Metrics {
         {
             counter.inc();
         }
+    }
+
+    /// Shows until when a certificate is valid. `name` stands in the configuration, so that nobody outside can add one.
+    pub fn certificate(&self, name: &str, not_after: i64) {
+        let label = CertificateLabel { name: name.into() };
+        self.certificates.get_or_create(&label).set(not_after);
+    }
+
+    /// Shows it no longer.
+    pub fn certificate_gone(&self, name: &str) {
+        self.certificates
+            .remove(&CertificateLabel { name: name.into() });
     }
 
     /// Counts body bytes: `inward` from the client, `outward` to the client.

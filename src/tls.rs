@@ -1,90 +1,282 @@
-//! The TLS side of the ingress: one rustls configuration from one certificate chain and its key.
+//! The TLS side of the ingress: the keyring, which holds every certificate and the ticket keys, and what listeners
+//! serve with.
 //!
-//! The provider is aws-lc-rs and named explicitly, so no process-wide default is needed; its key exchange prefers
-//! X25519MLKEM768. Early data stays off: it could be replayed. Tickets are on, one per TLS 1.3 connection; their keys
-//! live in the configuration made here, so a reload that makes a new one costs clients one full handshake.
+//! The keyring outlives every reload: a certificate is replaced in place when its files change, and the tickets that
+//! clients hold stay good. One bad certificate never takes another one with it: what was good before stays. The
+//! provider is aws-lc-rs and named explicitly, so no process-wide default is needed; its key exchange prefers
+//! X25519MLKEM768. Early data stays off: it could be replayed. No handshake happens here.
 
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
-use rustls::ServerConfig;
-use rustls::crypto::aws_lc_rs;
-use rustls::sign::CertifiedKey;
-use rustls::sign::SingleCertAndKey;
-use rustls::version::{TLS12, TLS13};
+use arc_swap::ArcSwapOption;
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
 
-use crate::config::typed::{Tls, TlsVersion};
+use crate::clock;
+use crate::config::typed::{CertificateFiles, ClientAuth, Tls};
+use crate::telemetry::Metrics;
 
+mod asking;
+mod certificate;
 mod client_auth;
+mod error;
+mod holding;
+mod keeper;
+mod names;
+mod notice;
 mod pem;
 mod principal;
+mod served;
 mod tickets;
+mod watch;
 
-/// Why a certificate cannot be served. The text names the file and what mends it.
-#[derive(Debug, thiserror::Error)]
-pub enum TlsError {
-    #[error("{}: cannot be read; check that the file exists and that this user may read it", path.display())]
-    Unreadable {
-        path: PathBuf,
-        source: std::io::Error,
-    },
-    #[error("{}: is not valid PEM: {why}; export it again as PEM (base64 between BEGIN and END lines)", path.display())]
-    NotPem { path: PathBuf, why: String },
-    #[error("{}: holds no certificate; give the PEM file with the chain, leaf first", path.display())]
-    NoCertificate { path: PathBuf },
-    #[error("{}: holds no private key; give the PEM file with the key (PKCS#8, PKCS#1 or SEC1)", path.display())]
-    NoKey { path: PathBuf },
-    #[error("{}: holds more than one private key; leave only the one that belongs to the certificate", path.display())]
-    SeveralKeys { path: PathBuf },
-    #[error("{}: the private key is encrypted; store it decrypted, readable by this user only (openssl pkey -in ... -out ...)", path.display())]
-    KeyEncrypted { path: PathBuf },
-    #[error("{}: the private key cannot be used: {why}; use RSA of at least 2048 bits, ECDSA P-256 or P-384, or Ed25519", path.display())]
-    KeyUnusable { path: PathBuf, why: String },
-    #[error("{}: is the key of another certificate than the first one in {}; give the key that belongs to it, and the leaf first", key.display(), cert.display())]
-    KeyOfAnother { cert: PathBuf, key: PathBuf },
-    #[error("{}: the first certificate cannot be read: {why}; issue it again", path.display())]
-    CertificateUnusable { path: PathBuf, why: String },
-    #[error("TLS cannot be set up: {0}")]
-    Setup(#[from] rustls::Error),
+pub use certificate::Certificate;
+pub use client_auth::{Unbelieved, noting, refusal};
+pub use error::TlsError;
+pub use keeper::Keeper;
+pub use notice::Notice;
+pub use principal::Principal;
+pub use served::{Choice, Served};
+
+use asking::{Asking, Believed};
+use holding::Holding;
+use names::{Names, Slot};
+use notice::Tell;
+use served::{Asks, Manner};
+use tickets::TicketKeys;
+use watch::Following;
+
+/// Every certificate, and the keys of session tickets. Cheap to clone; one per process.
+#[derive(Clone)]
+pub struct Keyring(Arc<Ring>);
+
+struct Ring {
+    provider: Arc<CryptoProvider>,
+    tickets: Arc<TicketKeys>,
+    held: Mutex<Held>,
+    metrics: Arc<Metrics>,
+    tell: Tell,
 }
 
-/// What listeners of `tls` serve with: reads the files, checks that they belong together.
-pub fn server_config(tls: &Tls) -> Result<Arc<ServerConfig>, TlsError> {
-    let provider = Arc::new(aws_lc_rs::default_provider());
-    let versions = match tls.min_version {
-        TlsVersion::V12 => &[&TLS13, &TLS12][..],
-        TlsVersion::V13 => &[&TLS13],
-    };
-    let certified = certified(tls)?;
-    let mut config = ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(versions)?
-        .with_no_client_auth()
-        .with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    config.ticketer = aws_lc_rs::Ticketer::new()?;
-    config.send_tls13_tickets = 1;
-    config.max_early_data_size = 0;
-    Ok(Arc::new(config))
+#[derive(Default)]
+struct Held {
+    holdings: Vec<Holding>,
+    listeners: Vec<Weak<Names>>,
+    askings: Vec<Asking>,
 }
 
-fn certified(tls: &Tls) -> Result<CertifiedKey, TlsError> {
-    let chain = pem::chain(&tls.cert)?;
-    let key = pem::key(&tls.key)?;
-    let key = aws_lc_rs::sign::any_supported_type(&key).map_err(|error| TlsError::KeyUnusable {
-        path: tls.key.clone(),
-        why: error.to_string(),
-    })?;
-    let certified = CertifiedKey::new(chain, key);
-    match certified.keys_match() {
-        Ok(()) => Ok(certified),
-        Err(rustls::Error::InconsistentKeys(_)) => Err(TlsError::KeyOfAnother {
-            cert: tls.cert.clone(),
-            key: tls.key.clone(),
-        }),
-        Err(error) => Err(TlsError::CertificateUnusable {
-            path: tls.cert.clone(),
-            why: error.to_string(),
-        }),
+/// A certificate of a listener that cannot be served.
+#[derive(Debug)]
+pub struct Flaw {
+    /// Which key below the listener's `tls` it is about.
+    pub key: String,
+    pub error: TlsError,
+}
+
+impl Keyring {
+    /// An empty one. `tell` is called on whatever thread something happens and must not block.
+    /// Ticket keys change `every` so often.
+    pub fn new(
+        every: Duration,
+        metrics: Arc<Metrics>,
+        tell: impl Fn(Notice) + Send + Sync + 'static,
+    ) -> Result<Self, TlsError> {
+        let tickets = TicketKeys::new(every);
+        tickets.turn(tickets::now());
+        Ok(Self(Arc::new(Ring {
+            provider: Arc::new(aws_lc_rs::default_provider()),
+            tickets,
+            held: Mutex::default(),
+            metrics,
+            tell: Box::new(tell),
+        })))
+    }
+
+    /// What a listener of `tls` serves with. Blocks on file access. Files that are held already are looked at again,
+    /// and what was good before stays if they are bad now; that is told like any other change.
+    ///
+    /// # Errors
+    /// Every pair that is new here and cannot be served.
+    pub fn serve(&self, tls: &Tls) -> Result<Arc<Served>, Vec<Flaw>> {
+        let (mut slots, mut flaws) = (Vec::new(), Vec::new());
+        for (at, files) in tls.certificates.iter().enumerate() {
+            match self.0.slot(files) {
+                Ok(slot) => slots.push(slot),
+                Err(error) => flaws.push(Flaw::of(at, files, error)),
+            }
+        }
+        let asks = tls.client_auth.as_ref().and_then(|auth| {
+            let believed = self.0.believed(auth);
+            let believed = believed.map_err(|error| flaws.push(Flaw::of_clients(auth, error)));
+            let (auth, believed) = (auth.clone(), believed.ok()?);
+            Some(Asks { auth, believed })
+        });
+        if !flaws.is_empty() {
+            return Err(flaws);
+        }
+        let names = Arc::new(Names::new(slots, tls.unknown_sni));
+        self.0.held().listeners.push(Arc::downgrade(&names));
+        names.refresh(); // what was replaced before it was on the list
+        let manner = Manner {
+            provider: Arc::clone(&self.0.provider),
+            min_version: tls.min_version,
+            tickets: Arc::clone(&self.0.tickets),
+        };
+        let served = Served::new(names, manner, asks).map_err(|error| Flaw {
+            key: String::new(),
+            error: error.into(),
+        });
+        served.map(Arc::new).map_err(|flaw| vec![flaw])
+    }
+
+    /// Looks at every file and every date once, and does what follows from it. Blocks on file access.
+    fn look(&self) {
+        self.0.look();
+    }
+}
+
+impl Ring {
+    /// The slot of `files`: the one that is held, or a new one.
+    fn slot(&self, files: &CertificateFiles) -> Result<Arc<Slot>, TlsError> {
+        let second = now();
+        let mut held = self.held();
+        for holding in &mut held.holdings {
+            let same = holding
+                .following
+                .as_mut()
+                .filter(|following| following.follows(files));
+            let Some(following) = same else { continue };
+            let read = following.look_at_once(second);
+            let Some(slot) = holding.slot() else { continue };
+            if let Some(notice) = read.and_then(|read| take(holding, read)) {
+                self.changed(held, [notice]);
+            }
+            return Ok(slot);
+        }
+        let (following, certificate) = Following::begin(files, second)?;
+        self.metrics
+            .certificate(&certificate.label, certificate.not_after);
+        let slot = Arc::new(ArcSwapOption::from_pointee(certificate));
+        let label = files.cert.display().to_string();
+        held.holdings
+            .push(Holding::new(&label, &slot, Some(following)));
+        Ok(slot)
+    }
+
+    /// Who is believed by a listener of `auth`: what is held, or what is read now.
+    fn believed(&self, auth: &ClientAuth) -> Result<Arc<Believed>, TlsError> {
+        let mut held = self.held();
+        for asking in held.askings.iter_mut().filter(|a| a.is_for(auth)) {
+            let notice = asking.look_at_once(&self.provider);
+            let Some(believed) = asking.believed() else {
+                continue;
+            };
+            if let Some(notice) = notice {
+                self.changed(held, [notice]);
+            }
+            return Ok(believed);
+        }
+        let (asking, believed) = Asking::begin(auth, &self.provider)?;
+        held.askings.push(asking);
+        Ok(believed)
+    }
+
+    fn look(&self) {
+        let second = now();
+        let mut notices = Vec::new();
+        self.tickets.turn(tickets::now());
+        let mut held = self.held();
+        self.leave(&mut held);
+        for asking in &mut held.askings {
+            notices.extend(asking.look(&self.provider, second));
+        }
+        for holding in &mut held.holdings {
+            let read = holding.following.as_mut().and_then(|f| f.look(second));
+            notices.extend(read.and_then(|read| take(holding, read)));
+            notices.extend(holding.look_at_end(second));
+        }
+        if !notices.is_empty() {
+            self.changed(held, notices);
+        }
+    }
+
+    /// Forgets what no listener serves any more.
+    fn leave(&self, held: &mut Held) {
+        let before = held.holdings.len();
+        held.holdings.retain(|holding| {
+            let stays = holding.slot().is_some();
+            if !stays {
+                self.metrics.certificate_gone(&holding.label);
+            }
+            stays
+        });
+        held.listeners.retain(|names| names.strong_count() > 0);
+        held.askings.retain(|asking| asking.believed().is_some());
+        if held.holdings.len() < before {
+            self.measure(held); // another one may go by the same label
+        }
+    }
+
+    /// Brings every table and metric up to date, and tells what happened.
+    fn changed(&self, held: MutexGuard<'_, Held>, notices: impl IntoIterator<Item = Notice>) {
+        for names in held.listeners.iter().filter_map(Weak::upgrade) {
+            names.refresh();
+        }
+        self.measure(&held);
+        drop(held); // whoever is told may take its time
+        for notice in notices {
+            (self.tell)(notice);
+        }
+    }
+
+    fn measure(&self, held: &Held) {
+        for holding in &held.holdings {
+            let certificate = holding.slot().and_then(|slot| slot.load_full());
+            if let Some(certificate) = certificate {
+                self.metrics
+                    .certificate(&holding.label, certificate.not_after);
+            }
+        }
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A good pair is served from now on, of a bad one is told.
+fn take(holding: &mut Holding, read: Result<Certificate, TlsError>) -> Option<Notice> {
+    match read {
+        Ok(certificate) => holding.replace(certificate),
+        Err(error) => Some(holding.rejected(&error)),
+    }
+}
+
+/// In seconds since 1970.
+fn now() -> i64 {
+    i64::try_from(clock::wall_ns() / 1_000_000_000).unwrap_or(i64::MAX)
+}
+
+impl Flaw {
+    fn of_clients(auth: &ClientAuth, error: TlsError) -> Self {
+        let listed = |path| auth.crl.iter().any(|crl| crl == path);
+        let file = match error.path() {
+            Some(path) if *path == auth.ca => ".ca",
+            Some(path) if listed(path) => ".crl",
+            _ => "",
+        };
+        let key = format!("client_auth{file}");
+        Self { key, error }
+    }
+
+    fn of(at: usize, files: &CertificateFiles, error: TlsError) -> Self {
+        let file = match error.path() {
+            Some(path) if *path == files.cert => ".cert",
+            Some(path) if *path == files.key => ".key",
+            _ => "",
+        };
+        let key = format!("certificates[{at}]{file}");
+        Self { key, error }
     }
 }
 
@@ -96,20 +288,31 @@ mod tests {
     use rcgen::{CertifiedKey as Generated, KeyPair, generate_simple_self_signed};
 
     use super::*;
+    use crate::config::typed::{TlsVersion, UnknownSni};
 
     fn files(folder: &Path, cert: &str, key: &str) -> Tls {
-        let tls = Tls {
+        let pair = CertificateFiles {
             cert: folder.join("chain.pem"),
             key: folder.join("key.pem"),
-            min_version: TlsVersion::V12,
         };
-        fs::write(&tls.cert, cert).unwrap();
-        fs::write(&tls.key, key).unwrap();
-        tls
+        fs::write(&pair.cert, cert).unwrap();
+        fs::write(&pair.key, key).unwrap();
+        Tls {
+            certificates: vec![pair],
+            unknown_sni: UnknownSni::Default,
+            min_version: TlsVersion::V12,
+            client_auth: None,
+        }
     }
 
     fn generated() -> Generated<KeyPair> {
         generate_simple_self_signed(["tools.example.com".to_owned()]).unwrap()
+    }
+
+    fn serve(tls: &Tls) -> Result<Arc<Served>, Vec<Flaw>> {
+        Keyring::new(Duration::from_secs(60), Arc::default(), |_| ())
+            .unwrap()
+            .serve(tls)
     }
 
     #[test]
@@ -121,7 +324,7 @@ mod tests {
             &pair.cert.pem(),
             &pair.signing_key.serialize_pem(),
         );
-        let config = server_config(&tls).unwrap();
+        let config = serve(&tls).unwrap().config().unwrap();
         assert_eq!(config.alpn_protocols, [&b"h2"[..], b"http/1.1"]);
         assert_eq!(config.max_early_data_size, 0);
         assert!(config.ticketer.enabled());
@@ -150,13 +353,13 @@ mod tests {
             (&*cert, &*other_key, "key.pem", "another certificate"),
             (broken, &*key, "chain.pem", "not valid PEM"),
         ] {
-            let error = server_config(&files(folder.path(), cert, key)).unwrap_err();
-            let text = error.to_string();
+            let flaws = serve(&files(folder.path(), cert, key)).unwrap_err();
+            let text = flaws[0].error.to_string();
             assert!(text.contains(file) && text.contains(says), "{text}");
         }
         let mut tls = files(folder.path(), &cert, &key);
-        tls.cert = folder.path().join("missing.pem");
-        let text = server_config(&tls).unwrap_err().to_string();
+        tls.certificates[0].cert = folder.path().join("missing.pem");
+        let text = serve(&tls).unwrap_err()[0].error.to_string();
         assert!(
             text.contains("missing.pem") && text.contains("exists"),
             "{text}"

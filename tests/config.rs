@@ -123,7 +123,7 @@ fn the_full_example_has_every_key() {
             );
         }
     }
-    assert_eq!(tables, 22);
+    assert_eq!(tables, 25);
 }
 
 #[test]
@@ -736,9 +736,6 @@ forwarded_from = []
 
 tls.acme = {}
 # ingress[0].tls.acme | use certificate files: `certificates = [{ cert = "cert.pem", key = "key.pem" }]`
-
-tls.client_auth = {}
-# ingress[0].tls.client_auth | use `allow`; client certificates are not asked for
 "#;
 
 /// The same within an egress.
@@ -807,6 +804,10 @@ servers = 'http://a'
 connect_timeout = '2m'
 # upstreams.x.connect_timeout | choose from 100ms to 1m
 
+[process]
+tickets.every = '999ms'
+# process.tickets.every | choose from 1s to 1d
+
 max_body = '2TiB'
 # ingress[0].max_body | choose from 1B to 1TiB
 
@@ -837,8 +838,33 @@ tls.certificates = [{ cert = 'c' }]
 
 listen = '0.0.0.0:443'
 upstream = 'http://a'
-tls.certificates = [{ cert = 'c', key = 'k' }, { cert = 'd', key = 'l' }]
-# ingress[0].tls.certificates | more than one certificate is not available in this release | use one certificate that holds all names, or one `[[ingress]]` each
+tls.certificates = [{ cert = 'c', key = 'k' }, { cert = 'd', key = 'k' }, { cert = 'c', key = 'k' }]
+# ingress[0].tls.certificates[2] | the same certificate twice | remove one
+
+listen = '0.0.0.0:443'
+upstream = 'http://a'
+tls = { unknown_sni = 'reject', certificates = [{ cert = 'c', key = 'k' }] }
+# ingress[0].tls.unknown_sni | unknown value "reject" | choose "default" or "refuse"
+
+listen = '0.0.0.0:443'
+upstream = 'http://a'
+tls = { client_auth = {}, certificates = [{ cert = 'c', key = 'k' }] }
+# ingress[0].tls.client_auth.ca | `ca` is missing | add `ca = "FILE.pem"`
+
+listen = '0.0.0.0:443'
+upstream = 'http://a'
+tls = { client_auth = { ca = 'c', mode = 'request' }, certificates = [{ cert = 'c', key = 'k' }] }
+# ingress[0].tls.client_auth.mode | unknown value "request" | choose "required" or "optional"
+
+listen = '0.0.0.0:443'
+upstream = 'http://a'
+tls = { client_auth = { ca = 'c', forward_chain = 'yes' }, certificates = [{ cert = 'c', key = 'k' }] }
+# ingress[0].tls.client_auth.forward_chain | expected true or false, found string | write true or false, without quotes
+
+listen = '0.0.0.0:443'
+route = [{ require_client_cert = true, upstream = 'http://a' }]
+tls.certificates = [{ cert = 'c', key = 'k' }]
+# ingress[0].route[0].require_client_cert | this listener asks no client for a certificate | add `client_auth = { ca = "clients.pem", mode = "optional" }` to the listener's `tls`
 
 listen = '0.0.0.0:443'
 upstream = 'http://a'

@@ -26,6 +26,7 @@ use tollgate::limit::Limits;
 use tollgate::sessions::Sessions;
 use tollgate::snapshot::{Live, Snapshot};
 use tollgate::telemetry::{Metrics, Way};
+use tollgate::tls::Keyring;
 
 const FIXED: &str = "127.0.0.7";
 const SOON: Duration = Duration::from_secs(8);
@@ -88,6 +89,11 @@ struct House {
     state_dir: tempfile::TempDir,
 }
 
+/// Nothing on it: nobody comes in here.
+fn keyring() -> Keyring {
+    Keyring::new(Duration::from_secs(60), Arc::default(), |_| ()).unwrap()
+}
+
 impl House {
     async fn new(plan: Plan) -> Self {
         let (gate, forward) = (listen("127.0.0.1").await, listen("127.0.0.1").await);
@@ -97,7 +103,7 @@ impl House {
         let config = config(at, &plan);
         let journal =
             Journal::open(state_dir.path(), &config.audit, 1, Arc::clone(&metrics)).unwrap();
-        let live = Live::new(Snapshot::compile(config, 1, journal.tag_key()).unwrap());
+        let live = Live::new(Snapshot::compile(config, 1, journal.tag_key(), &keyring()).unwrap());
         let sessions = Sessions::new(100, 100, 1, Arc::clone(&metrics));
         let egress = Arc::new(Egress::new(
             live.clone(),
@@ -128,7 +134,8 @@ impl House {
 
     fn reload(&self, generation: u64, plan: &Plan) {
         let config = config([self.gate, self.forward], plan);
-        let snapshot = Snapshot::compile(config, generation, self.journal.tag_key()).unwrap();
+        let snapshot =
+            Snapshot::compile(config, generation, self.journal.tag_key(), &keyring()).unwrap();
         self.live.replace(snapshot);
         self.sessions.reloaded(generation);
     }

@@ -55,7 +55,7 @@ fn imports_go_downwards_and_rooms_stay_small() {
 #[test]
 fn what_enters_through_one_room_stands_in_one_room() {
     for (word, home) in [
-        ("rustls_pemfile", "tls/pem"),
+        ("x509_parser", "tls"),
         ("unsafe_code", "socket"),
         ("governor::", "limit"),
     ] {

@@ -1,11 +1,14 @@
 //! `tollgate check`: is this configuration usable, and everything that it names?
 
 use std::io::{self, Write};
+use std::sync::Arc;
 
 use super::{ConfigFile, Exit, print};
-use crate::config::{self, Mistakes, Warning};
+use crate::config::typed::Config;
+use crate::config::{self, Mistakes, Remark, Warning};
 use crate::record::TagKey;
 use crate::snapshot::Snapshot;
+use crate::tls::Keyring;
 
 /// Check a configuration and everything it names, and change nothing
 #[derive(clap::Args, Debug)]
@@ -24,10 +27,19 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Exit {
+    // The tags of this snapshot are never written, so any key will do.
+    let compile = |config: Config| {
+        let keyring = Keyring::new(config.process.tickets_every, Arc::default(), |_| ()).map_err(
+            |error| {
+                let mend = "try again; if it stays so, this build does not fit the machine";
+                Remark::on_file(&arguments.file.config, error.to_string(), mend)
+            },
+        )?;
+        Snapshot::compile(config, 1, TagKey::draw(), &keyring)
+    };
     let (warnings, mistakes) = match config::load(&arguments.file.config) {
         Err(mistakes) => (Vec::new(), Some(mistakes)),
-        // The tags of this snapshot are never written, so any key will do.
-        Ok((config, warnings)) => (warnings, Snapshot::compile(config, 1, TagKey::draw()).err()),
+        Ok((config, warnings)) => (warnings, compile(config).err()),
     };
     let exit = if mistakes.is_some() {
         Exit::Usage

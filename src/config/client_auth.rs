@@ -2,12 +2,16 @@
 
 use std::path::Path;
 
-use super::ingress;
 use super::raw::Table;
+use super::tls::file;
 use super::typed::{ClientAuth, ClientAuthMode};
 
 /// `client_auth = { ca = "clients.pem", mode = "required", crl = "clients.crl", chain = false }`
-pub(super) fn client_auth(tls: &Table<'_>, folder: &Path) -> Option<ClientAuth> {
+/// `None` if it is there and cannot be read.
+pub(super) fn client_auth(tls: &Table<'_>, folder: &Path) -> Option<Option<ClientAuth>> {
+    if tls.value("client_auth").is_none() {
+        return Some(None);
+    }
     let table = tls.table("client_auth")?;
     let modes = [
         ("required", ClientAuthMode::Required),
@@ -18,10 +22,10 @@ pub(super) fn client_auth(tls: &Table<'_>, folder: &Path) -> Option<ClientAuth> 
     let crl = table.list("crl");
     let crl = crl.iter().filter_map(|value| value.text());
     let crl = crl.map(|text| folder.join(text)).collect();
-    Some(ClientAuth {
-        ca: ingress::file(&table, "ca", folder)?,
+    Some(Some(ClientAuth {
+        ca: file(&table, "ca", folder)?,
         crl,
         mode,
         forward_chain,
-    })
+    }))
 }

@@ -15,6 +15,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 
 const DEFAULT_STATE_DIR: &str = "/var/lib/tollgate";
 const DEFAULT_DRAIN_DEADLINE: Duration = Duration::from_secs(30);
+const DEFAULT_TICKETS_EVERY: Duration = Duration::from_secs(12 * 3600);
 const WORKERS_MAX: usize = 1024;
 const DEFAULT_SESSIONS: usize = 10_000;
 const SESSIONS_MAX: usize = 1_000_000;
@@ -45,6 +46,7 @@ pub(super) fn process(root: &Table<'_>, folder: &Path) -> Process {
         max_sessions: DEFAULT_SESSIONS,
         max_sessions_per_client: share(DEFAULT_SESSIONS),
         key_file: None,
+        tickets_every: DEFAULT_TICKETS_EVERY,
     };
     let Some(table) = root.table("process") else {
         return process;
@@ -73,6 +75,10 @@ pub(super) fn process(root: &Table<'_>, folder: &Path) -> Process {
     );
     let key_file = table.value("key_file").and_then(|v| v.text());
     process.key_file = key_file.map(|text| folder.join(text));
+    if let Some(tickets) = table.table("tickets") {
+        process.tickets_every =
+            tickets.duration("every", SECOND..=24 * HOUR, process.tickets_every);
+    }
     process
 }
 

@@ -4,12 +4,13 @@
 //! `upstream` beside `listen` becomes the last route, unless one for the same hosts and path `/` takes its place.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use super::raw::{Table, Value};
 use super::sets::Sets;
-use super::typed::{HostPattern, Ingress, OnFailure, Route, Timeouts, Tls, TlsVersion, Upstream};
+use super::tls::tls;
+use super::typed::{HostPattern, Ingress, OnFailure, Route, Timeouts, Upstream};
 use super::{ON_FAILURE, units};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -33,6 +34,8 @@ pub(super) struct Around<'a> {
     pub(super) folder: &'a Path,
     /// Of `[audit]`.
     pub(super) on_failure: OnFailure,
+    /// Whether the listener at hand asks its clients for certificates.
+    pub(super) asks: bool,
     /// Grows by the URLs that are given in place of names.
     pub(super) upstreams: BTreeMap<String, Upstream>,
 }
@@ -86,6 +89,7 @@ pub(super) fn ingress(table: &Table<'_>, around: &mut Around<'_>) -> Option<Ingr
     let redirect_http = table.list("redirect_http");
     let redirect_http = redirect_http.iter().filter_map(Value::listen).collect();
     let tls = tls(table, around.folder);
+    around.asks = tls.as_ref().is_none_or(|tls| tls.client_auth.is_some());
     let sets = around.sets;
     let everybody = "name the load balancers alone: whoever is listed may claim any client address";
     let routes = routes(table, around);
@@ -102,55 +106,6 @@ pub(super) fn ingress(table: &Table<'_>, around: &mut Around<'_>) -> Option<Ingr
         limits,
         routes,
     })
-}
-
-/// The certificate; every key of the table is looked at even if there is none.
-fn tls(ingress: &Table<'_>, folder: &Path) -> Option<Tls> {
-    let example = r#"`certificates = [{ cert = "cert.pem", key = "key.pem" }]`"#;
-    let Some(table) = ingress.table("tls") else {
-        if ingress.value("tls").is_none() {
-            ingress.missing("tls", &format!("add `[ingress.tls]` with {example}"));
-        }
-        return None;
-    };
-    let files = format!("use certificate files: {example}");
-    table.not_yet("acme", &files);
-    table.not_yet(
-        "client_auth",
-        "use `allow`; client certificates are not asked for",
-    );
-    let versions = [("1.2", TlsVersion::V12), ("1.3", TlsVersion::V13)];
-    let min_version = table.word("min_version", &versions, TlsVersion::V12);
-    let list = match table.value("certificates") {
-        None if table.value("acme").is_some() => return None,
-        _ => table.some("certificates", &format!("add {example}")),
-    };
-    let pair = match list.as_slice() {
-        [] => return None,
-        [pair] => pair,
-        [..] => {
-            table.value("certificates")?.wrong(
-                "more than one certificate is not available in this release",
-                "use one certificate that holds all names, or one `[[ingress]]` each",
-            );
-            return None;
-        }
-    };
-    let pair = pair.table()?;
-    let (cert, key) = (file(&pair, "cert", folder), file(&pair, "key", folder));
-    Some(Tls {
-        cert: cert?,
-        key: key?,
-        min_version,
-    })
-}
-
-pub(super) fn file(table: &Table<'_>, name: &'static str, folder: &Path) -> Option<PathBuf> {
-    let Some(value) = table.value(name) else {
-        table.missing(name, &format!(r#"add `{name} = "FILE.pem"`"#));
-        return None;
-    };
-    value.text().map(|text| folder.join(text))
 }
 
 /// Names of `[limits]`, of which `known` are there.
@@ -249,6 +204,14 @@ fn route(table: &Table<'_>, around: &mut Around<'_>, outer: &Defaults) -> Option
     let (allow, deny) = (around.sets.allow(table, "allow"), table.list("deny"));
     let deny = around.sets.nets(&deny);
     let limits = limits(table, around.limits);
+    let require_client_cert = table.flag("require_client_cert", false);
+    if let Some(value) = table.value("require_client_cert")
+        && require_client_cert
+        && !around.asks
+    {
+        let mend = r#"add `client_auth = { ca = "clients.pem", mode = "optional" }` to the listener's `tls`"#;
+        value.wrong("this listener asks no client for a certificate", mend);
+    }
     let upstream = upstream_name(table, around);
     if table.value("upstream").is_none() {
         let mend = r#"add `upstream = "http://127.0.0.1:3000"` or a name in `[upstreams]`"#;
@@ -260,6 +223,7 @@ fn route(table: &Table<'_>, around: &mut Around<'_>, outer: &Defaults) -> Option
         allow,
         deny,
         limits,
+        require_client_cert,
         upstream: upstream?,
         timeouts: own.timeouts,
         max_body: own.max_body,
@@ -274,6 +238,7 @@ fn last(defaults: Defaults, upstream: String) -> Route {
         allow: None,
         deny: Vec::new(),
         limits: Vec::new(),
+        require_client_cert: false,
         upstream,
         timeouts: defaults.timeouts,
         max_body: defaults.max_body,

@@ -73,6 +73,8 @@ pub struct Process {
     pub max_sessions_per_client: usize,
     /// The keys that seal what others can read.
     pub key_file: Option<PathBuf>,
+    /// How often the keys of session tickets change.
+    pub tickets_every: Duration,
 }
 
 /// `[admin]`
@@ -151,11 +153,30 @@ pub struct Ingress {
     pub routes: Vec<Route>,
 }
 
+/// `[ingress.tls]`
 #[derive(Debug)]
 pub struct Tls {
+    /// At least one. The first is for clients that no other is for, if those are served.
+    pub certificates: Vec<CertificateFiles>,
+    pub unknown_sni: UnknownSni,
+    pub min_version: TlsVersion,
+    /// `None`: no client is asked for a certificate.
+    pub client_auth: Option<ClientAuth>,
+}
+
+/// A chain, leaf first, and the leaf's private key.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct CertificateFiles {
     pub cert: PathBuf,
     pub key: PathBuf,
-    pub min_version: TlsVersion,
+}
+
+/// What a client gets whose server name no certificate is for, or that sends none.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum UnknownSni {
+    /// The first certificate.
+    Default,
+    Refuse,
 }
 
 /// `client_auth`
@@ -194,6 +215,8 @@ pub struct Route {
     pub allow: Option<Vec<IpNet>>,
     pub deny: Vec<IpNet>,
     pub limits: Vec<String>,
+    /// Only for clients with a verified certificate.
+    pub require_client_cert: bool,
     /// A name in [`Config::upstreams`].
     pub upstream: String,
     pub timeouts: Timeouts,

@@ -14,7 +14,7 @@ use crate::clock::Id;
 use crate::limit::{Quota, Slot};
 use crate::outcome::Refusal;
 use crate::policy::allow_list::Client;
-use crate::record::{Before, Denied, Request as Facts};
+use crate::record::{Before, Denied, Request as Facts, Who};
 use crate::snapshot::{Entrance, Route, Snapshot};
 use crate::telemetry::Way;
 use crate::wire::http::{Authority, check, generous};
@@ -23,7 +23,7 @@ use super::Ingress;
 use super::body::Reply;
 use super::passage::Passage;
 use super::reply::{Refused, id_value, problem};
-use super::visitor::{Visitor, entrance};
+use super::visitor::{Addressed, Visitor, entrance};
 
 /// A request that has arrived.
 pub(super) struct Arrival {
@@ -57,11 +57,15 @@ impl Ingress {
         let busy = visitor.pulse.begin();
         let (parts, body) = request.into_parts();
         let (unread, silent) = (!body.is_end_stream(), parts.method == Method::HEAD);
-        let (entry, authority) = (Id::new(), visitor.authority(&parts));
+        let (entry, addressed) = (Id::new(), visitor.addressed(&parts, &self.live));
         let id = id_value(entry);
-        let (name, passed) = match authority {
+        let (name, passed) = match addressed {
             Err(refusal) => (None, Err(refusal.into())),
-            Ok(authority) => {
+            Ok(Addressed {
+                authority,
+                misdirected: true,
+            }) => (Some(authority), Err(Refusal::Misdirected.into())),
+            Ok(Addressed { authority, .. }) => {
                 let arrival = Arrival {
                     visitor: Arc::clone(&visitor),
                     id: id.clone(),
@@ -95,6 +99,9 @@ impl Ingress {
         let route = Arc::clone(route(entrance, &arrival)?);
         let client = entrance.list.admit(visitor.client.address())?; // a reload may have changed it
         let client = route.list.admit(client.address())?;
+        if route.require_client_cert && visitor.shown.is_none() {
+            return Err(Refusal::ClientCertificateRequired.into());
+        }
         let turn = visitor.session.begin()?;
         let slots = [
             self.take(&entrance.quotas, client)?,
@@ -122,7 +129,9 @@ impl Ingress {
 
     /// Counts and records what was not admitted.
     pub(super) fn deny(&self, visitor: &Visitor, refusal: Refusal, target: &str) {
-        self.turn_away(visitor.listen, visitor.client.address(), refusal, target);
+        let (listen, client) = (visitor.listen, visitor.client.address());
+        let who = visitor.principal().map(Who::Principal);
+        self.turn_away(listen, client, refusal, target, who);
     }
 
     /// As [`Ingress::deny`], where there is no visitor yet.
@@ -132,6 +141,7 @@ impl Ingress {
         client: IpAddr,
         refusal: Refusal,
         target: &str,
+        who: Option<Who<'_>>,
     ) {
         self.metrics.refused(Way::Ingress, refusal);
         self.metrics.unanswered(listener, client, refusal);
@@ -141,6 +151,7 @@ impl Ingress {
             client,
             refusal,
             target,
+            who,
         });
     }
 }
@@ -178,6 +189,7 @@ fn facts<'a>(
         client: client.address(),
         peer: visitor.peer,
         tls: visitor.tls,
+        principal: visitor.principal(),
         version: version(parts.version),
         method: parts.method.as_str(),
         host: &arrival.authority.name,

@@ -10,8 +10,10 @@ use rustls::ProtocolVersion;
 use crate::addr::{Host, Peer};
 use crate::outcome::Refusal;
 use crate::policy::allow_list::Client;
-use crate::sessions::Session;
-use crate::snapshot::{Entrance, Snapshot};
+use crate::record;
+use crate::sessions::{Occasion, Session};
+use crate::snapshot::{Entrance, Live, Snapshot};
+use crate::tls::{Certificate, Principal};
 use crate::wire::http::{Authority, authority};
 
 use super::pulse::Pulse;
@@ -26,22 +28,41 @@ pub(super) struct Visitor {
     /// The client address, for the forwarded fields.
     pub(super) address: HeaderValue,
     pub(super) tls: &'static str,
+    /// What it was shown.
+    pub(super) certificate: Arc<Certificate>,
+    /// What it has shown.
+    pub(super) shown: Option<Box<Shown>>,
     /// It speaks HTTP/2.
     pub(super) frames: bool,
     pub(super) pulse: Arc<Pulse>,
     pub(super) session: Session,
-    /// Under which snapshot it was let in.
-    pub(super) generation: u64,
-    /// The authority of the last request, as it was written and as it was read: hardly ever another one.
-    pub(super) addressed: Mutex<Option<(Box<str>, Arc<Authority>)>>,
+    /// When it was last judged.
+    pub(super) occasion: Occasion,
+    /// Whom the last request was addressed to: hardly ever another one.
+    pub(super) addressed: Mutex<Option<(Box<str>, Addressed)>>,
+}
+
+/// Whom a request is addressed to.
+#[derive(Clone)]
+pub(super) struct Addressed {
+    pub(super) authority: Arc<Authority>,
+    /// It should have come on another connection: see [`Served::misdirected`](crate::tls::Served::misdirected).
+    pub(super) misdirected: bool,
 }
 
 impl Visitor {
-    /// Whom a request of this connection is addressed to.
-    pub(super) fn authority(&self, parts: &request::Parts) -> Result<Arc<Authority>, Refusal> {
+    /// Whom a request of this connection is addressed to, judged by the certificates of `live` if it is somebody new.
+    pub(super) fn addressed(
+        &self,
+        parts: &request::Parts,
+        live: &Live,
+    ) -> Result<Addressed, Refusal> {
         let Some(text) = authority(parts)? else {
             let host = Host::Address(self.local).to_string();
-            return Authority::parse(&host).map(Arc::new);
+            return Ok(Addressed {
+                authority: Arc::new(Authority::parse(&host)?),
+                misdirected: false,
+            });
         };
         let mut last = self
             .addressed
@@ -50,10 +71,18 @@ impl Visitor {
         if let Some((written, read)) = &*last
             && **written == *text
         {
-            return Ok(Arc::clone(read));
+            return Ok(read.clone());
         }
-        let read = Arc::new(Authority::parse(text)?);
-        *last = Some((text.into(), Arc::clone(&read)));
+        let authority = Arc::new(Authority::parse(text)?);
+        let misdirected = entrance(&live.load(), self.listen).is_some_and(|entrance| {
+            let served = &entrance.tls;
+            served.misdirected(&self.certificate, &authority.host)
+        });
+        let read = Addressed {
+            authority,
+            misdirected,
+        };
+        *last = Some((text.into(), read.clone()));
         Ok(read)
     }
 
@@ -61,7 +90,35 @@ impl Visitor {
     pub(super) fn welcome(&self, snapshot: &Snapshot) -> Result<(), Refusal> {
         let entrance = entrance(snapshot, self.listen).ok_or(Refusal::PolicyChanged)?;
         let admitted = entrance.list.admit(self.client.address());
-        admitted.map(drop).map_err(|_| Refusal::PolicyChanged)
+        admitted.map_err(|_| Refusal::PolicyChanged)?;
+        let principal = self.shown.as_ref().map(|shown| &shown.principal);
+        entrance.tls.welcomes(principal)
+    }
+
+    /// Whose certificate was verified, as it is recorded.
+    pub(super) fn principal(&self) -> Option<&record::Certificate> {
+        self.shown.as_ref().map(|shown| shown.principal.record())
+    }
+}
+
+/// The certificate that a client has shown, and what the upstream is told of it (RFC 9440).
+pub(super) struct Shown {
+    pub(super) principal: Principal,
+    /// `Client-Cert`
+    pub(super) leaf: HeaderValue,
+    /// `Client-Cert-Chain`
+    pub(super) chain: Option<HeaderValue>,
+}
+
+impl Shown {
+    pub(super) fn new(principal: Principal, with_chain: bool) -> Self {
+        let value = |text: String| HeaderValue::try_from(text).ok(); // base64, colons and commas: always one
+        let chain = with_chain.then(|| principal.client_cert_chain()).flatten();
+        Self {
+            leaf: value(principal.client_cert()).unwrap_or(HeaderValue::from_static("::")),
+            chain: chain.and_then(value),
+            principal,
+        }
     }
 }
 

@@ -1,26 +1,21 @@
 //! PEM files: certificate chains and private keys.
 //!
-//! The only room that uses rustls_pemfile. It is no longer maintained (RUSTSEC-2025-0134) and is a thin layer over
-//! rustls-pki-types, which reads the same bytes: leaving it means changing this file. Keys are never shown, not even
-//! their length.
+//! Keys are never shown, not even their length. Whether key and chain belong together is not asked here.
 
-use std::fs;
-use std::io::ErrorKind;
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read as _};
 use std::path::Path;
 
+use rustls::pki_types::pem::{self, PemObject, SectionKind};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls_pemfile::Item;
 
 use super::TlsError;
 
 /// The certificates of `path`, in the order of the file; at least one.
 pub(super) fn chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let items = items(path)?.into_iter();
-    let chain: Vec<_> = items
-        .filter_map(|item| match item {
-            Item::X509Certificate(certificate) => Some(certificate),
-            _ => None,
-        })
+    let chain: Vec<_> = sections(path, &bytes(path)?)?
+        .into_iter()
+        .filter_map(|(kind, der)| CertificateDer::from_pem(kind, der))
         .collect();
     if chain.is_empty() {
         return Err(TlsError::NoCertificate { path: path.into() });
@@ -36,12 +31,9 @@ pub(super) fn key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
             return Err(TlsError::KeyEncrypted { path: path.into() });
         }
     }
-    let mut keys = items(path)?.into_iter().filter_map(|item| match item {
-        Item::Pkcs1Key(key) => Some(key.into()),
-        Item::Pkcs8Key(key) => Some(key.into()),
-        Item::Sec1Key(key) => Some(key.into()),
-        _ => None,
-    });
+    let mut keys = sections(path, &text)?
+        .into_iter()
+        .filter_map(|(kind, der)| PrivateKeyDer::from_pem(kind, der));
     match (keys.next(), keys.next()) {
         (None, _) => Err(TlsError::NoKey { path: path.into() }),
         (Some(key), None) => Ok(key),
@@ -49,14 +41,12 @@ pub(super) fn key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
     }
 }
 
-fn items(path: &Path) -> Result<Vec<Item>, TlsError> {
-    let text = bytes(path)?;
-    rustls_pemfile::read_all(&mut &*text)
-        .collect::<Result<_, _>>()
-        .map_err(|error| TlsError::NotPem {
-            path: path.into(),
-            why: error.to_string(),
-        })
+fn sections(path: &Path, text: &[u8]) -> Result<Vec<(SectionKind, Vec<u8>)>, TlsError> {
+    let read: Result<_, pem::Error> = PemObject::pem_slice_iter(text).collect();
+    read.map_err(|error| TlsError::NotPem {
+        path: path.into(),
+        why: error.to_string(),
+    })
 }
 
 fn bytes(path: &Path) -> Result<Vec<u8>, TlsError> {
@@ -66,12 +56,18 @@ fn bytes(path: &Path) -> Result<Vec<u8>, TlsError> {
         path: path.into(),
         source,
     };
-    let found = fs::metadata(path).map_err(unreadable)?;
-    if !found.is_file() {
-        return Err(unreadable(ErrorKind::InvalidInput.into())); // a device or a pipe may never end
+    // Looked at before it is opened: a pipe without a writer would hold us there.
+    if !fs::metadata(path).map_err(unreadable)?.is_file() {
+        return Err(unreadable(std::io::Error::other(
+            "it is not a regular file",
+        )));
     }
-    if found.len() > FILE_BYTES_MAX {
+    let mut bytes = Vec::new();
+    let read =
+        File::open(path).and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes));
+    read.map_err(unreadable)?;
+    if bytes.len() as u64 > FILE_BYTES_MAX {
         return Err(unreadable(ErrorKind::FileTooLarge.into()));
     }
-    fs::read(path).map_err(unreadable)
+    Ok(bytes)
 }

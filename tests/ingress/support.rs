@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::io::Write as _;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,7 +35,8 @@ use tollgate::record::{Redaction, TagKey};
 use tollgate::sessions::Sessions;
 use tollgate::snapshot::{self, Entrance, Live, Snapshot};
 use tollgate::telemetry::{Metrics, Way};
-use tollgate::{socket, tls, workers};
+use tollgate::tls::{Keyring, Served};
+use tollgate::{socket, workers};
 
 pub(crate) type Text = BoxBody<Bytes, Infallible>;
 
@@ -70,12 +72,7 @@ impl Plan {
         }
     }
 
-    fn snapshot(
-        &self,
-        generation: u64,
-        tls: &Arc<rustls::ServerConfig>,
-        at: [SocketAddr; 2],
-    ) -> Snapshot {
+    fn snapshot(&self, generation: u64, tls: &Arc<Served>, at: [SocketAddr; 2]) -> Snapshot {
         let destination = |server: &SocketAddr| Destination {
             host: Host::Address(server.ip()),
             port: server.port(),
@@ -87,6 +84,7 @@ impl Plan {
         };
         let hosts = vec![HostPattern::Exact(Host::parse(HOST).unwrap())];
         let route = snapshot::Route {
+            require_client_cert: false,
             name: format!("{HOST}/").into(),
             list: list(self.route_allow),
             quotas: self
@@ -130,21 +128,30 @@ fn list(allow: Option<&[&str]>) -> AllowList {
     AllowList::new(allow.map(set), PrefixSet::default())
 }
 
+fn files(folder: &Path) -> Tls {
+    Tls {
+        client_auth: None,
+        certificates: vec![CertificateFiles {
+            cert: folder.join("chain.pem"),
+            key: folder.join("key.pem"),
+        }],
+        unknown_sni: UnknownSni::Default,
+        min_version: TlsVersion::V12,
+    }
+}
+
 fn config(at: [SocketAddr; 2], hosts: Vec<HostPattern>) -> Config {
     let second = Duration::from_secs(1);
     let ingress = Ingress {
         listen: vec![at[0]],
         redirect_http: vec![at[1]],
-        tls: Tls {
-            cert: "chain.pem".into(),
-            key: "key.pem".into(),
-            min_version: TlsVersion::V12,
-        },
+        tls: files(Path::new("")),
         proxy_protocol_from: Vec::new(),
         allow: None,
         deny: Vec::new(),
         limits: Vec::new(),
         routes: vec![Route {
+            require_client_cert: false,
             hosts,
             path: "/".into(),
             allow: None,
@@ -168,6 +175,7 @@ fn config(at: [SocketAddr; 2], hosts: Vec<HostPattern>) -> Config {
             max_sessions: 100,
             max_sessions_per_client: 100,
             key_file: None,
+            tickets_every: second,
         },
         admin: Admin {
             listen: "127.0.0.1:9911".parse().unwrap(),
@@ -200,7 +208,7 @@ pub(crate) struct Edge {
     pub(crate) sessions: Sessions,
     pub(crate) metrics: Arc<Metrics>,
     live: Live,
-    tls: Arc<rustls::ServerConfig>,
+    tls: Arc<Served>,
     folder: tempfile::TempDir,
     certificate: CertificateDer<'static>,
 }
@@ -209,14 +217,14 @@ impl Edge {
     pub(crate) async fn start(plan: &Plan) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let pair = rcgen::generate_simple_self_signed([HOST.to_owned()]).unwrap();
-        let files = Tls {
-            cert: folder.path().join("chain.pem"),
-            key: folder.path().join("key.pem"),
-            min_version: TlsVersion::V12,
+        let files = files(folder.path());
+        let [CertificateFiles { cert, key }] = &files.certificates[..] else {
+            panic!("one certificate");
         };
-        std::fs::write(&files.cert, pair.cert.pem()).unwrap();
-        std::fs::write(&files.key, pair.signing_key.serialize_pem()).unwrap();
-        let tls = tls::server_config(&files).unwrap();
+        std::fs::write(cert, pair.cert.pem()).unwrap();
+        std::fs::write(key, pair.signing_key.serialize_pem()).unwrap();
+        let keyring = Keyring::new(Duration::from_secs(60), Arc::default(), |_| ()).unwrap();
+        let tls = keyring.serve(&files).unwrap();
 
         let (listener, redirect) = (listener(), listener());
         let at = [

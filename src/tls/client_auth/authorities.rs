@@ -6,9 +6,7 @@
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
 use x509_parser::certificate::X509Certificate;
@@ -83,10 +81,7 @@ impl ClientAuthError {
 }
 
 impl Authorities {
-    pub(super) fn read(
-        auth: &ClientAuth,
-        provider: &Arc<CryptoProvider>,
-    ) -> Result<Self, ClientAuthError> {
+    pub(super) fn read(auth: &ClientAuth) -> Result<Self, ClientAuthError> {
         let mut read = Self {
             certificates: Vec::new(),
             lists: Vec::new(),
@@ -102,7 +97,7 @@ impl Authorities {
             let lists: Vec<CertificateRevocationListDer<'static>> =
                 entries(path, "certificate revocation list", LISTS_MAX)?;
             for (at, list) in lists.into_iter().enumerate() {
-                read.list(path, at + 1, list, &auth.ca, provider)?;
+                read.list(path, at + 1, list, &auth.ca)?;
             }
         }
         Ok(read)
@@ -137,7 +132,6 @@ impl Authorities {
         place: usize,
         der: CertificateRevocationListDer<'static>,
         ca: &Path,
-        provider: &CryptoProvider,
     ) -> Result<(), ClientAuthError> {
         let path = path.to_owned();
         let parsed = CertificateRevocationList::from_der(&der);
@@ -153,7 +147,7 @@ impl Authorities {
             };
             if authority.subject().as_raw() == list.issuer().as_raw() {
                 known = true;
-                signed |= is_signed(&list, &authority, provider);
+                signed |= list.verify_signature(authority.public_key()).is_ok();
             }
         }
         let issuer = name(list.issuer());
@@ -169,25 +163,6 @@ impl Authorities {
         self.lists.push(der);
         Ok(())
     }
-}
-
-/// Whether `authority` signed `list`. A key of another kind than the signature's is none that signed it.
-fn is_signed(
-    list: &CertificateRevocationList<'_>,
-    authority: &X509Certificate<'_>,
-    provider: &CryptoProvider,
-) -> bool {
-    let kind = list.signature_algorithm.algorithm.as_bytes();
-    let key = &authority.public_key().subject_public_key.data;
-    let algorithms = provider.signature_verification_algorithms.all.iter();
-    // An `AlgorithmIdentifier` begins with the object identifier: tag, length, value.
-    let mut fitting = algorithms.filter(|algorithm| {
-        let identifier = algorithm.signature_alg_id();
-        let value = identifier.get(2..).unwrap_or_default();
-        value.starts_with(kind)
-    });
-    let (message, signature) = (list.tbs_cert_list.as_ref(), &list.signature_value.data);
-    fitting.any(|algorithm| algorithm.verify_signature(key, message, signature).is_ok())
 }
 
 /// The entries of a file, PEM or DER.

@@ -10,6 +10,7 @@ use std::path::Path;
 
 use toml::de::DeTable;
 
+mod acme;
 mod client_auth;
 mod egress;
 mod gate;
@@ -170,12 +171,15 @@ fn broken(source: &Source, error: &toml::de::Error) -> Remark {
 fn whole(root: &Table<'_>, folder: &Path) -> Config {
     let (process, admin) = (general::process(root, folder), general::admin(root));
     let (log, audit) = (general::log(root), general::audit(root));
-    let (sets, limits) = (Sets::read(root, folder), general::limits(root));
+    let sets = Sets::read(root, folder);
+    let (limits, store) = general::limits(root, folder);
     let names: Vec<&str> = limits.keys().map(String::as_str).collect();
     let mut around = ingress::Around {
         sets: &sets,
         limits: &names,
         folder,
+        process: &process,
+        redis: store.as_ref(),
         on_failure: audit.on_failure,
         asks: false,
         upstreams: ingress::upstreams(root),
@@ -205,6 +209,7 @@ fn whole(root: &Table<'_>, folder: &Path) -> Config {
         log,
         audit,
         limits,
+        store,
         ingress: entrances,
         upstreams,
         egress,

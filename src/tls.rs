@@ -18,12 +18,14 @@ use crate::telemetry::Metrics;
 
 mod asking;
 mod certificate;
+mod challenges;
 mod client_auth;
 mod error;
 mod holding;
 mod keeper;
 mod names;
 mod notice;
+mod ordered;
 mod pem;
 mod principal;
 mod served;
@@ -31,10 +33,12 @@ mod tickets;
 mod watch;
 
 pub use certificate::Certificate;
+pub use challenges::{Challenge, Challenges, NoAnswer};
 pub use client_auth::{Unbelieved, noting, refusal};
 pub use error::TlsError;
 pub use keeper::Keeper;
 pub use notice::Notice;
+pub use ordered::Ordered;
 pub use principal::Principal;
 pub use served::{Choice, Served};
 
@@ -42,7 +46,7 @@ use asking::{Asking, Believed};
 use holding::Holding;
 use names::{Names, Slot};
 use notice::Tell;
-use served::{Asks, Manner};
+use served::{Acme, Asks, Manner};
 use tickets::TicketKeys;
 use watch::Following;
 
@@ -54,6 +58,7 @@ struct Ring {
     provider: Arc<CryptoProvider>,
     tickets: Arc<TicketKeys>,
     held: Mutex<Held>,
+    challenges: Arc<Challenges>,
     metrics: Arc<Metrics>,
     tell: Tell,
 }
@@ -87,6 +92,7 @@ impl Keyring {
             provider: Arc::new(aws_lc_rs::default_provider()),
             tickets,
             held: Mutex::default(),
+            challenges: Arc::default(),
             metrics,
             tell: Box::new(tell),
         })))
@@ -114,6 +120,8 @@ impl Keyring {
         if !flaws.is_empty() {
             return Err(flaws);
         }
+        let ordered = self.places(tls, &slots);
+        slots.extend(ordered.iter().map(|ordered| Arc::clone(&ordered.slot)));
         let names = Arc::new(Names::new(slots, tls.unknown_sni));
         self.0.held().listeners.push(Arc::downgrade(&names));
         names.refresh(); // what was replaced before it was on the list
@@ -122,7 +130,12 @@ impl Keyring {
             min_version: tls.min_version,
             tickets: Arc::clone(&self.0.tickets),
         };
-        let served = Served::new(names, manner, asks).map_err(|error| Flaw {
+        let challenges = Arc::clone(&self.0.challenges);
+        let acme = Acme {
+            ordered,
+            challenges,
+        };
+        let served = Served::new(names, manner, asks, acme).map_err(|error| Flaw {
             key: String::new(),
             error: error.into(),
         });
@@ -302,6 +315,7 @@ mod tests {
             unknown_sni: UnknownSni::Default,
             min_version: TlsVersion::V12,
             client_auth: None,
+            acme: None,
         }
     }
 

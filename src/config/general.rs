@@ -7,8 +7,10 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use super::raw::{Table, Value};
-use super::typed::{Admin, Audit, Durability, Limit, Log, LogFormat, OnFailure, Process};
-use super::{ON_FAILURE, units};
+use super::typed::{
+    Admin, Audit, Durability, Limit, Log, LogFormat, OnFailure, Process, RedisStore,
+};
+use super::{ON_FAILURE, acme, units};
 
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -215,10 +217,13 @@ fn secret_path(text: &str) -> units::Read<String> {
 }
 
 /// `[limits]`
-pub(super) fn limits(root: &Table<'_>) -> BTreeMap<String, Limit> {
-    let mut limits = BTreeMap::new();
+pub(super) fn limits(
+    root: &Table<'_>,
+    folder: &Path,
+) -> (BTreeMap<String, Limit>, Option<RedisStore>) {
+    let (mut limits, mut store) = (BTreeMap::new(), None);
     let Some(table) = root.table("limits") else {
-        return limits;
+        return (limits, store);
     };
     let named = table.named();
     if named.len() > LIMITS_MAX {
@@ -227,12 +232,12 @@ pub(super) fn limits(root: &Table<'_>) -> BTreeMap<String, Limit> {
     }
     for (name, value) in named {
         if name == "store" {
-            value.not_yet("each process counts for itself: divide `rate` by their number");
+            store = acme::redis(&value, folder);
         } else if let Some(limit) = value.table().and_then(|t| limit(&t)) {
             limits.insert(name.to_owned(), limit);
         }
     }
-    limits
+    (limits, store)
 }
 
 fn limit(table: &Table<'_>) -> Option<Limit> {

@@ -7,10 +7,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
+use super::acme::Ground;
 use super::raw::{Table, Value};
 use super::sets::Sets;
 use super::tls::tls;
-use super::typed::{HostPattern, Ingress, OnFailure, Route, Timeouts, Upstream};
+use super::typed::{
+    HostPattern, Ingress, OnFailure, Process, RedisStore, Route, Timeouts, Upstream,
+};
 use super::{ON_FAILURE, units};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -32,6 +35,9 @@ pub(super) struct Around<'a> {
     pub(super) sets: &'a Sets,
     pub(super) limits: &'a [&'a str],
     pub(super) folder: &'a Path,
+    pub(super) process: &'a Process,
+    /// Of `[limits.store]`.
+    pub(super) redis: Option<&'a RedisStore>,
     /// Of `[audit]`.
     pub(super) on_failure: OnFailure,
     /// Whether the listener at hand asks its clients for certificates.
@@ -87,12 +93,20 @@ pub(super) fn ingress(table: &Table<'_>, around: &mut Around<'_>) -> Option<Ingr
     let listen = table.some("listen", r#"add `listen = "0.0.0.0:443"`"#);
     let listen = listen.iter().filter_map(Value::listen).collect();
     let redirect_http = table.list("redirect_http");
-    let redirect_http = redirect_http.iter().filter_map(Value::listen).collect();
-    let tls = tls(table, around.folder);
-    around.asks = tls.as_ref().is_none_or(|tls| tls.client_auth.is_some());
+    let redirect_http: Vec<_> = redirect_http.iter().filter_map(Value::listen).collect();
     let sets = around.sets;
     let everybody = "name the load balancers alone: whoever is listed may claim any client address";
+    let tls_value = table.value("tls");
+    around.asks = tls_value.is_none_or(|tls| tls.holds("client_auth"));
     let routes = routes(table, around);
+    let ground = Ground {
+        folder: around.folder,
+        process: around.process,
+        redis: around.redis,
+        routes: &routes,
+        redirect_http: &redirect_http,
+    };
+    let tls = tls(table, ground);
     let (allow, deny) = (sets.allow(table, "allow"), sets.nets(&table.list("deny")));
     let proxy_protocol_from = sets.some(table, "proxy_protocol_from", everybody);
     let limits = limits(table, around.limits);

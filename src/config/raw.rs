@@ -373,6 +373,12 @@ impl<'t> Value<'t> {
         self.integer(1..=u16::MAX).map(|port| (port, port))
     }
 
+    /// Whether it is a table that has `name`, which may not be read yet.
+    pub(super) fn holds(&self, name: &str) -> bool {
+        let table = self.value.as_table();
+        table.is_some_and(|entries| entries.get(name).is_some())
+    }
+
     /// Whether it is a table.
     pub(super) fn is_table(&self) -> bool {
         self.value.is_table()

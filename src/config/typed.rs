@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -13,6 +14,10 @@ use ipnet::IpNet;
 use crate::addr::{Destination, Host};
 
 use super::remark::Source;
+
+mod acme;
+
+pub use acme::{Acme, AcmeStore, Binding, Challenge, Hook, Issuer, RedisStore};
 
 /// One whole configuration.
 #[derive(Debug)]
@@ -22,6 +27,8 @@ pub struct Config {
     pub log: Log,
     pub audit: Audit,
     pub limits: BTreeMap<String, Limit>,
+    /// What replicas share.
+    pub store: Option<RedisStore>,
     pub ingress: Vec<Ingress>,
     pub upstreams: BTreeMap<String, Upstream>,
     pub egress: Option<Egress>,
@@ -156,8 +163,10 @@ pub struct Ingress {
 /// `[ingress.tls]`
 #[derive(Debug)]
 pub struct Tls {
-    /// At least one. The first is for clients that no other is for, if those are served.
+    /// The first certificate is for clients that no other is for, if those are served. None only if some are ordered.
     pub certificates: Vec<CertificateFiles>,
+    /// Those that are ordered stand behind those from files.
+    pub acme: Option<Arc<Acme>>,
     pub unknown_sni: UnknownSni,
     pub min_version: TlsVersion,
     /// `None`: no client is asked for a certificate.

@@ -52,6 +52,8 @@ pub enum TlsError {
     },
     #[error(transparent)]
     ClientAuth(#[from] ClientAuthError),
+    #[error("{}: the certificate is for {names}; it must be for the name that was ordered", path.display())]
+    OtherName { path: PathBuf, names: String },
     #[error("TLS cannot be set up: {0}")]
     Setup(#[from] rustls::Error),
 }
@@ -72,6 +74,7 @@ impl TlsError {
             | Self::CertificateUnusable { path, .. }
             | Self::ChainBroken { path, .. }
             | Self::Expired { path, .. }
+            | Self::OtherName { path, .. }
             | Self::NotYetValid { path, .. } => Some(path),
             Self::ClientAuth(error) => Some(error.path()),
             Self::Setup(_) => None,

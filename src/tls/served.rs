@@ -13,12 +13,12 @@ use crate::addr::Host;
 use crate::config::typed::{ClientAuth, TlsVersion};
 use crate::outcome::Refusal;
 
-use super::Certificate;
 use super::asking::Believed;
 use super::client_auth::{Trust, Unbelieved};
 use super::names::Names;
 use super::principal::Principal;
 use super::tickets::{TicketKeys, Ticketer};
+use super::{Certificate, Challenges, Ordered};
 
 /// What one listener serves TLS with. Its certificates, and whom it believes, are replaced in place; everything else is
 /// as configured.
@@ -27,6 +27,13 @@ pub struct Served {
     manner: Manner,
     asks: Option<Asks>,
     front: ArcSwap<Front>,
+    acme: Acme,
+}
+
+/// What is ordered for a listener, and what a certificate authority may ask of it meanwhile.
+pub(super) struct Acme {
+    pub(super) ordered: Vec<Ordered>,
+    pub(super) challenges: Arc<Challenges>,
 }
 
 /// What all configurations of a listener have in common.
@@ -60,6 +67,7 @@ impl Served {
         names: Arc<Names>,
         manner: Manner,
         asks: Option<Asks>,
+        acme: Acme,
     ) -> Result<Self, rustls::Error> {
         let trust = asks.as_ref().map(|asks| asks.believed.load_full());
         let front = ArcSwap::from_pointee(manner.front(&names, trust)?);
@@ -68,6 +76,7 @@ impl Served {
             manner,
             asks,
             front,
+            acme,
         })
     }
 
@@ -134,6 +143,21 @@ impl Served {
         }
         let judged = self.judge(principal.map_or(&[][..], Principal::chain));
         judged.map(drop).map_err(|unbelieved| unbelieved.refusal)
+    }
+
+    /// The certificates that are ordered for it.
+    pub fn ordered(&self) -> &[Ordered] {
+        &self.acme.ordered
+    }
+
+    /// Whether a certificate authority may ask something at present by a handshake, or by a request on port 80.
+    pub fn challenges(&self) -> Option<&Challenges> {
+        (!self.acme.ordered.is_empty()).then_some(&*self.acme.challenges)
+    }
+
+    /// What answers a handshake that is a challenge.
+    pub fn answer(&self, hello: &ClientHello<'_>) -> Option<Arc<ServerConfig>> {
+        self.challenges()?.answer_tls(hello)
     }
 
     /// Whether a request for `host` should have come on another connection: its certificate, `given`, is not for that

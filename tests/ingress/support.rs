@@ -130,6 +130,7 @@ fn list(allow: Option<&[&str]>) -> AllowList {
 
 fn files(folder: &Path) -> Tls {
     Tls {
+        acme: None,
         client_auth: None,
         certificates: vec![CertificateFiles {
             cert: folder.join("chain.pem"),
@@ -193,6 +194,7 @@ fn config(at: [SocketAddr; 2], hosts: Vec<HostPattern>) -> Config {
             secret_paths: Vec::new(),
         },
         limits: Default::default(),
+        store: None,
         ingress: vec![ingress],
         upstreams: Default::default(),
         egress: None,

@@ -18,7 +18,7 @@ use tracing::Level;
 use crate::admin::{Admin, Health};
 use crate::audit::{self, Journal};
 use crate::config::typed::{Config, LogFormat};
-use crate::config::{self, Mistakes};
+use crate::config::{self, Mistakes, Warning};
 use crate::egress::Egress;
 use crate::ingress::Ingress;
 use crate::limit::Limits;
@@ -29,7 +29,7 @@ use crate::sessions::Sessions;
 use crate::snapshot::{Listen, Live, Snapshot};
 use crate::socket::fixed::usable;
 use crate::telemetry::{self, Metrics};
-use crate::tls::{Keeper, Keyring, Notice, TlsError};
+use crate::tls::{Dates, Keeper, Keyring, Notice, TlsError};
 use crate::workers::{Hooks, Workers};
 use crate::{dial, socket};
 
@@ -109,9 +109,7 @@ impl House {
     fn build(file: &Path) -> Result<Self, AppError> {
         let (config, warnings) = config::load(file).map_err(AppError::Config)?;
         telemetry::subscribe(config.log.format == LogFormat::Json, config.log.level);
-        for warning in &warnings {
-            tracing::warn!("{warning}");
-        }
+        warn(&warnings);
         descriptors(config.process.max_sessions);
         ports(&config);
         let metrics = Arc::new(Metrics::new());
@@ -126,8 +124,10 @@ impl House {
         let (max, each) = (process.max_sessions, process.max_sessions_per_client);
         let sessions = Sessions::new(max, each, 1, metered);
         let keyring = keyring(process.tickets_every, &journal, &sessions, &metrics)?;
-        let snapshot =
-            Snapshot::compile(config, 1, journal.tag_key(), &keyring).map_err(AppError::Config)?;
+        let (snapshot, warnings) =
+            Snapshot::compile(config, 1, journal.tag_key(), &keyring, Dates::Ignore)
+                .map_err(AppError::Config)?;
+        warn(&warnings);
         let park = journal.clone();
         let workers = Workers::start(
             count,
@@ -212,9 +212,7 @@ impl House {
                 return tracing::error!("the configuration stays as it is:\n{mistakes}");
             }
         };
-        for warning in &prepared.warnings {
-            tracing::warn!("{warning}");
-        }
+        warn(&prepared.warnings);
         match self.doors.bind(prepared.snapshot()) {
             Ok(bound) => self.enact(prepared, bound),
             Err(error) => {
@@ -293,6 +291,12 @@ impl House {
         self.reloader.journal.close();
         self.admin.stop();
         self.workers.stop();
+    }
+}
+
+fn warn(warnings: &[Warning]) {
+    for warning in warnings {
+        tracing::warn!("{warning}");
     }
 }
 

@@ -17,7 +17,7 @@ use crate::record::{Event, TagKey};
 use crate::sessions::Sessions;
 use crate::snapshot::{Listen, Live, Snapshot};
 use crate::telemetry::Metrics;
-use crate::tls::Keyring;
+use crate::tls::{Dates, Keyring};
 
 /// Replaces the snapshot in force. One per process: generations are counted by whoever holds it.
 pub struct Reloader {
@@ -153,11 +153,13 @@ fn compile(
     tag_key: TagKey,
     keyring: &Keyring,
 ) -> Result<Prepared, Mistakes> {
-    let (config, warnings) = config::load(path)?;
+    let (config, mut warnings) = config::load(path)?;
     if let Some(mistakes) = Mistakes::new(unchangeable(&old.config, &config)) {
         return Err(mistakes);
     }
-    let snapshot = Snapshot::compile(config, old.generation + 1, tag_key, keyring)?;
+    let next = old.generation + 1;
+    let (snapshot, more) = Snapshot::compile(config, next, tag_key, keyring, Dates::Heed)?;
+    warnings.extend(more);
     if let Some(mistakes) = Mistakes::new(turned(old, &snapshot)) {
         return Err(mistakes);
     }
@@ -276,7 +278,9 @@ mod tests {
 
     fn compiled(folder: &Path, generation: u64) -> Result<Snapshot, Mistakes> {
         let (config, _) = config::load(&folder.join("tollgate.toml"))?;
-        Snapshot::compile(config, generation, TagKey::draw(), &keyring())
+        let key = TagKey::draw();
+        let made = Snapshot::compile(config, generation, key, &keyring(), Dates::Heed);
+        made.map(|(snapshot, _)| snapshot)
     }
 
     /// What a reload makes of the configuration in which `old` has become `new`.

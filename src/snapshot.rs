@@ -11,13 +11,15 @@ use ipnet::IpNet;
 
 use crate::addr::{Host, PrefixSet};
 use crate::config::typed::{self, Config, HostPattern, OnFailure, Timeouts, Upstream};
-use crate::config::{Mistakes, Remark};
+use crate::config::{Mistakes, Remark, Warning};
 use crate::limit::Quota;
 use crate::policy::allow_list::AllowList;
 use crate::policy::destination::Destinations;
 use crate::policy::route::Routes;
 use crate::record::{Redaction, TagKey};
-use crate::tls::{Flaw, Keyring, Served};
+use crate::tls::{Dates, Keyring, Served};
+
+mod caution;
 
 /// One compiled configuration.
 pub struct Snapshot {
@@ -112,7 +114,7 @@ pub type Listen = (Leads, SocketAddr);
 
 impl Snapshot {
     /// Gives `config` its form for use: lists as sets, limits as quotas, certificates from `keyring`. `tag_key` is the
-    /// journal's.
+    /// journal's. Also gives what is probably not as meant about the certificates.
     ///
     /// # Errors
     /// What only shows now, at its place in the file: a certificate or key that cannot be used.
@@ -121,11 +123,17 @@ impl Snapshot {
         generation: u64,
         tag_key: TagKey,
         keyring: &Keyring,
-    ) -> Result<Self, Mistakes> {
-        let mut mistakes = Vec::new();
+        dates: Dates,
+    ) -> Result<(Self, Vec<Warning>), Mistakes> {
+        let (mut mistakes, mut warnings) = (Vec::new(), Vec::new());
         let mut ingress = Vec::new();
         for (at, entry) in config.ingress.iter().enumerate() {
-            match entrance(&config, entry, at, keyring) {
+            let served = caution::serve(&config, entry, at, keyring, dates);
+            let made = served.and_then(|(tls, cautions)| {
+                warnings.extend(cautions);
+                entrance(&config, entry, tls)
+            });
+            match made {
                 Ok(entrance) => ingress.push(Arc::new(entrance)),
                 Err(found) => mistakes.extend(found),
             }
@@ -133,7 +141,7 @@ impl Snapshot {
         if let Some(mistakes) = Mistakes::new(mistakes) {
             return Err(mistakes);
         }
-        Ok(Self {
+        let snapshot = Self {
             generation,
             ingress,
             egress: config.egress.as_ref().map(|e| Arc::new(exit(&config, e))),
@@ -144,7 +152,8 @@ impl Snapshot {
             )),
             hash: hash(config.source.text()),
             config,
-        })
+        };
+        Ok((snapshot, warnings))
     }
 
     /// Every socket that this configuration wants bound, but for the admin listener.
@@ -162,13 +171,8 @@ impl Snapshot {
 fn entrance(
     config: &Config,
     ingress: &typed::Ingress,
-    at: usize,
-    keyring: &Keyring,
+    tls: Arc<Served>,
 ) -> Result<Entrance, Vec<Remark>> {
-    let tls = keyring.serve(&ingress.tls).map_err(|flaws| {
-        let remarks = flaws.iter().map(|flaw| flawed(config, at, flaw));
-        remarks.collect::<Vec<_>>()
-    })?;
     let patterns = |route: &typed::Route| (route.hosts.clone(), route.path.clone());
     let mut way = Vec::new();
     for entry in &ingress.routes {
@@ -184,14 +188,6 @@ fn entrance(
         routes: Routes::new(ingress.routes.iter().map(patterns)),
         way,
     })
-}
-
-/// A certificate's flaw at its place in the file. Its text says what is wrong, then what mends it.
-fn flawed(config: &Config, at: usize, flaw: &Flaw) -> Remark {
-    let text = flaw.error.to_string();
-    let (problem, mend) = text.split_once("; ").unwrap_or((&text, "check both files"));
-    let key = format!("ingress[{at}].tls.{}", flaw.key);
-    config.source.remark(&key, problem, mend)
 }
 
 fn route(
@@ -360,7 +356,8 @@ mod tests {
         let (config, _) = config::load(&folder.join("tollgate.toml"))?;
         let keyring =
             Keyring::new(std::time::Duration::from_secs(60), Arc::default(), |_| ()).unwrap();
-        Snapshot::compile(config, generation, TagKey::draw(), &keyring)
+        let made = Snapshot::compile(config, generation, TagKey::draw(), &keyring, Dates::Heed);
+        made.map(|(snapshot, _)| snapshot)
     }
 
     #[test]

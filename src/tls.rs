@@ -43,6 +43,7 @@ pub use principal::Principal;
 pub use served::{Choice, Served};
 
 use asking::{Asking, Believed};
+use client_auth::ClientAuthError;
 use holding::Holding;
 use names::{Names, Slot};
 use notice::Tell;
@@ -70,12 +71,22 @@ struct Held {
     askings: Vec<Asking>,
 }
 
-/// A certificate of a listener that cannot be served.
+/// Something wrong with a certificate of a listener.
 #[derive(Debug)]
 pub struct Flaw {
-    /// Which key below the listener's `tls` it is about.
+    /// Which key below the listener's `tls` it is about; empty if about all of it.
     pub key: String,
-    pub error: TlsError,
+    pub problem: String,
+    pub mend: String,
+}
+
+/// What is made of a pair that is new here and not valid today.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Dates {
+    /// It is a flaw.
+    Heed,
+    /// It is served: at a start there is nothing better, and other hosts shall not go without service for it.
+    Ignore,
 }
 
 impl Keyring {
@@ -103,17 +114,17 @@ impl Keyring {
     ///
     /// # Errors
     /// Every pair that is new here and cannot be served.
-    pub fn serve(&self, tls: &Tls) -> Result<Arc<Served>, Vec<Flaw>> {
+    pub fn serve(&self, tls: &Tls, dates: Dates) -> Result<Arc<Served>, Vec<Flaw>> {
         let (mut slots, mut flaws) = (Vec::new(), Vec::new());
         for (at, files) in tls.certificates.iter().enumerate() {
-            match self.0.slot(files) {
+            match self.0.slot(files, dates) {
                 Ok(slot) => slots.push(slot),
-                Err(error) => flaws.push(Flaw::of(at, files, error)),
+                Err(error) => flaws.push(Flaw::of(at, files, &error)),
             }
         }
         let asks = tls.client_auth.as_ref().and_then(|auth| {
             let believed = self.0.believed(auth);
-            let believed = believed.map_err(|error| flaws.push(Flaw::of_clients(auth, error)));
+            let believed = believed.map_err(|error| flaws.push(Flaw::of_clients(auth, &error)));
             let (auth, believed) = (auth.clone(), believed.ok()?);
             Some(Asks { auth, believed })
         });
@@ -135,11 +146,35 @@ impl Keyring {
             ordered,
             challenges,
         };
-        let served = Served::new(names, manner, asks, acme).map_err(|error| Flaw {
-            key: String::new(),
-            error: error.into(),
-        });
-        served.map(Arc::new).map_err(|flaw| vec![flaw])
+        match Served::new(names, manner, asks, acme) {
+            Ok(served) => Ok(Arc::new(served)),
+            Err(error) => Err(vec![Flaw::new("", &TlsError::from(error))]),
+        }
+    }
+
+    /// What is wrong with the certificates of `tls` although they are served: files that were good and are not now,
+    /// and dates.
+    pub fn standing(&self, tls: &Tls) -> Vec<Flaw> {
+        let (held, second) = (self.0.held(), now());
+        let mut flaws = Vec::new();
+        for (at, files) in tls.certificates.iter().enumerate() {
+            let Some(holding) = held.holdings.iter().find(|h| h.is_of(files)) else {
+                continue;
+            };
+            let served = holding.slot().and_then(|slot| slot.load_full());
+            let late = served.and_then(|certificate| certificate.timely(second).err());
+            let all = holding.flaw.iter().chain(&late);
+            flaws.extend(all.map(|error| Flaw::of(at, files, error)));
+        }
+        if let Some(auth) = &tls.client_auth {
+            let askings = held.askings.iter().filter(|asking| asking.is_for(auth));
+            for asking in askings {
+                let late = asking.late(second);
+                let all = asking.flaw.iter().chain(&late);
+                flaws.extend(all.map(|error| Flaw::of_clients(auth, error)));
+            }
+        }
+        flaws
     }
 
     /// Looks at every file and every date once, and does what follows from it. Blocks on file access.
@@ -150,23 +185,25 @@ impl Keyring {
 
 impl Ring {
     /// The slot of `files`: the one that is held, or a new one.
-    fn slot(&self, files: &CertificateFiles) -> Result<Arc<Slot>, TlsError> {
+    fn slot(&self, files: &CertificateFiles, dates: Dates) -> Result<Arc<Slot>, TlsError> {
         let second = now();
         let mut held = self.held();
-        for holding in &mut held.holdings {
-            let same = holding
-                .following
-                .as_mut()
-                .filter(|following| following.follows(files));
-            let Some(following) = same else { continue };
-            let read = following.look_at_once(second);
-            let Some(slot) = holding.slot() else { continue };
+        self.leave(&mut held);
+        let same = held.holdings.iter_mut().find(|h| h.is_of(files));
+        if let Some(holding) = same
+            && let Some(slot) = holding.slot()
+        {
+            let following = holding.following.as_mut();
+            let read = following.and_then(|f| f.look_at_once(second));
             if let Some(notice) = read.and_then(|read| take(holding, read)) {
                 self.changed(held, [notice]);
             }
             return Ok(slot);
         }
-        let (following, certificate) = Following::begin(files, second)?;
+        let (following, certificate) = Following::begin(files)?;
+        if dates == Dates::Heed {
+            certificate.timely(second)?;
+        }
         self.metrics
             .certificate(&certificate.label, certificate.not_after);
         let slot = Arc::new(ArcSwapOption::from_pointee(certificate));
@@ -177,7 +214,7 @@ impl Ring {
     }
 
     /// Who is believed by a listener of `auth`: what is held, or what is read now.
-    fn believed(&self, auth: &ClientAuth) -> Result<Arc<Believed>, TlsError> {
+    fn believed(&self, auth: &ClientAuth) -> Result<Arc<Believed>, ClientAuthError> {
         let mut held = self.held();
         for asking in held.askings.iter_mut().filter(|a| a.is_for(auth)) {
             let notice = asking.look_at_once(&self.provider);
@@ -261,7 +298,7 @@ impl Ring {
 fn take(holding: &mut Holding, read: Result<Certificate, TlsError>) -> Option<Notice> {
     match read {
         Ok(certificate) => holding.replace(certificate),
-        Err(error) => Some(holding.rejected(&error)),
+        Err(error) => Some(holding.reject(error)),
     }
 }
 
@@ -271,25 +308,33 @@ fn now() -> i64 {
 }
 
 impl Flaw {
-    fn of_clients(auth: &ClientAuth, error: TlsError) -> Self {
-        let listed = |path| auth.crl.iter().any(|crl| crl == path);
-        let file = match error.path() {
-            Some(path) if *path == auth.ca => ".ca",
-            Some(path) if listed(path) => ".crl",
-            _ => "",
+    fn of_clients(auth: &ClientAuth, error: &ClientAuthError) -> Self {
+        let file = if *error.path() == auth.ca {
+            "ca"
+        } else {
+            "crl"
         };
-        let key = format!("client_auth{file}");
-        Self { key, error }
+        Self::new(&format!("client_auth.{file}"), error)
     }
 
-    fn of(at: usize, files: &CertificateFiles, error: TlsError) -> Self {
+    fn of(at: usize, files: &CertificateFiles, error: &TlsError) -> Self {
         let file = match error.path() {
             Some(path) if *path == files.cert => ".cert",
             Some(path) if *path == files.key => ".key",
             _ => "",
         };
-        let key = format!("certificates[{at}]{file}");
-        Self { key, error }
+        Self::new(&format!("certificates[{at}]{file}"), error)
+    }
+
+    /// The text of an error says what is wrong, then what mends it.
+    fn new(key: &str, error: &impl ToString) -> Self {
+        let text = error.to_string();
+        let (problem, mend) = text.split_once("; ").unwrap_or((&text, "check both files"));
+        Self {
+            key: key.to_owned(),
+            problem: problem.to_owned(),
+            mend: mend.to_owned(),
+        }
     }
 }
 
@@ -326,7 +371,7 @@ mod tests {
     fn serve(tls: &Tls) -> Result<Arc<Served>, Vec<Flaw>> {
         Keyring::new(Duration::from_secs(60), Arc::default(), |_| ())
             .unwrap()
-            .serve(tls)
+            .serve(tls, Dates::Heed)
     }
 
     #[test]
@@ -368,12 +413,12 @@ mod tests {
             (broken, &*key, "chain.pem", "not valid PEM"),
         ] {
             let flaws = serve(&files(folder.path(), cert, key)).unwrap_err();
-            let text = flaws[0].error.to_string();
+            let text = format!("{:?}", flaws[0]);
             assert!(text.contains(file) && text.contains(says), "{text}");
         }
         let mut tls = files(folder.path(), &cert, &key);
         tls.certificates[0].cert = folder.path().join("missing.pem");
-        let text = serve(&tls).unwrap_err()[0].error.to_string();
+        let text = format!("{:?}", serve(&tls).unwrap_err()[0]);
         assert!(
             text.contains("missing.pem") && text.contains("exists"),
             "{text}"

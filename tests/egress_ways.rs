@@ -26,7 +26,7 @@ use tollgate::limit::Limits;
 use tollgate::sessions::Sessions;
 use tollgate::snapshot::{Live, Snapshot};
 use tollgate::telemetry::{Metrics, Way};
-use tollgate::tls::Keyring;
+use tollgate::tls::{Dates, Keyring};
 
 const FIXED: &str = "127.0.0.7";
 const SOON: Duration = Duration::from_secs(8);
@@ -89,9 +89,13 @@ struct House {
     state_dir: tempfile::TempDir,
 }
 
-/// Nothing on it: nobody comes in here.
-fn keyring() -> Keyring {
-    Keyring::new(Duration::from_secs(60), Arc::default(), |_| ()).unwrap()
+/// The keyring has nothing on it: nobody comes in here.
+fn compile(config: Config, generation: u64, journal: &Journal) -> Snapshot {
+    let keyring = Keyring::new(Duration::from_secs(60), Arc::default(), |_| ()).unwrap();
+    let (key, dates) = (journal.tag_key(), Dates::Heed);
+    Snapshot::compile(config, generation, key, &keyring, dates)
+        .unwrap()
+        .0
 }
 
 impl House {
@@ -103,7 +107,7 @@ impl House {
         let config = config(at, &plan);
         let journal =
             Journal::open(state_dir.path(), &config.audit, 1, Arc::clone(&metrics)).unwrap();
-        let live = Live::new(Snapshot::compile(config, 1, journal.tag_key(), &keyring()).unwrap());
+        let live = Live::new(compile(config, 1, &journal));
         let sessions = Sessions::new(100, 100, 1, Arc::clone(&metrics));
         let egress = Arc::new(Egress::new(
             live.clone(),
@@ -134,8 +138,7 @@ impl House {
 
     fn reload(&self, generation: u64, plan: &Plan) {
         let config = config([self.gate, self.forward], plan);
-        let snapshot =
-            Snapshot::compile(config, generation, self.journal.tag_key(), &keyring()).unwrap();
+        let snapshot = compile(config, generation, &self.journal);
         self.live.replace(snapshot);
         self.sessions.reloaded(generation);
     }

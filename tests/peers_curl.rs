@@ -1,4 +1,4 @@
-//! curl on its three ways out. What it reaches must have seen the fixed address.
+//! curl on its three ways out, which must be seen to come from the fixed address, and on its way in by two names.
 #![allow(
     clippy::disallowed_methods,
     clippy::expect_used,
@@ -11,8 +11,9 @@
 mod support;
 
 use serde_json::Value;
+use support::authority::{Authority, FRESH};
 use support::dns::Dns;
-use support::gate::{FIXED, Place};
+use support::gate::{FIXED, Place, run, write};
 use support::log::Log;
 use support::peer::{curl, must};
 use support::upstream::Upstream;
@@ -54,4 +55,53 @@ fn curl_leaves_from_the_fixed_address_by_every_door() {
         .map(|r| r["door"].as_str().unwrap())
         .collect();
     assert_eq!(doors, ["http", "connect", "socks5"]);
+}
+
+/// RFC 9110 section 15.5.20 and RFC 9113 section 9.1.2: a connection serves the hosts of its own certificate.
+#[test]
+#[ignore = "needs curl; run by tests/run"]
+fn curl_is_told_to_open_another_connection_for_another_host() {
+    let (place, upstream) = (Place::new(), Upstream::start());
+    let ca = Authority::new("two names");
+    write(&place.ca(), &ca.pem());
+    let mut pairs = Vec::new();
+    for name in ["a.test", "b.test"] {
+        let [cert, key] = ["crt", "key"].map(|end| place.path(&format!("{name}.{end}")));
+        ca.issue(&[name], FRESH).write(&cert, &key);
+        pairs.push(format!("{{ cert = {cert:?}, key = {key:?} }}"));
+    }
+    let _gate = place.start(&format!(
+        "{}[[ingress]]\nlisten = \"127.0.0.1:{}\"\nupstream = \"http://{}\"\ntls.certificates = [{}]\n",
+        place.head(),
+        place.https,
+        upstream.address,
+        pairs.join(", ")
+    ));
+    let to = format!("::127.0.0.1:{}", place.https);
+    let statuses = |version: &str, args: &[&str]| {
+        let done = run(curl(&place)
+            .args(["--connect-to", &to, version, "--output", "/dev/null"])
+            .args([
+                "--write-out",
+                "%{http_code} %{http_version} %{num_connects}\n",
+            ])
+            .args(args));
+        done.ok()
+    };
+    for (version, number) in [("--http1.1", "1.1"), ("--http2", "2")] {
+        let [a, b] = ["https://a.test/headers", "https://b.test/headers"];
+        assert_eq!(statuses(version, &[a]), format!("200 {number} 1\n"));
+        assert_eq!(statuses(version, &[b]), format!("200 {number} 1\n"));
+        let misdirected = statuses(version, &["--header", "Host: b.test", a]);
+        assert_eq!(misdirected, format!("421 {number} 1\n"));
+    }
+    let log = Log::read(&place.state());
+    let denied: Vec<_> = log.kind("denied").collect();
+    assert_eq!(denied.len(), 2, "{denied:?}");
+    for record in denied {
+        assert_eq!(
+            (record["reason"].as_str(), record["target"].as_str()),
+            (Some("misdirected"), Some("b.test"))
+        );
+    }
 }

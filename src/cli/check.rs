@@ -8,7 +8,7 @@ use crate::config::typed::Config;
 use crate::config::{self, Mistakes, Remark, Warning};
 use crate::record::TagKey;
 use crate::snapshot::Snapshot;
-use crate::tls::Keyring;
+use crate::tls::{Dates, Keyring};
 
 /// Check a configuration and everything it names, and change nothing
 #[derive(clap::Args, Debug)]
@@ -35,11 +35,17 @@ pub(super) fn run(arguments: &Arguments) -> Exit {
                 Remark::on_file(&arguments.file.config, error.to_string(), mend)
             },
         )?;
-        Snapshot::compile(config, 1, TagKey::draw(), &keyring)
+        Snapshot::compile(config, 1, TagKey::draw(), &keyring, Dates::Heed)
     };
     let (warnings, mistakes) = match config::load(&arguments.file.config) {
         Err(mistakes) => (Vec::new(), Some(mistakes)),
-        Ok((config, warnings)) => (warnings, compile(config).err()),
+        Ok((config, mut warnings)) => match compile(config) {
+            Err(mistakes) => (warnings, Some(mistakes)),
+            Ok((_, more)) => {
+                warnings.extend(more);
+                (warnings, None)
+            }
+        },
     };
     let exit = if mistakes.is_some() {
         Exit::Usage

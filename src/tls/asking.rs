@@ -10,7 +10,6 @@ use arc_swap::ArcSwap;
 use rustls::crypto::CryptoProvider;
 use tracing::Level;
 
-use crate::clock;
 use crate::config::typed::ClientAuth;
 
 use super::client_auth::{ClientAuthError, Trust};
@@ -27,6 +26,8 @@ pub(super) struct Asking {
     judged: Look,
     /// Another look than `judged`, which the next one must agree with.
     unsettled: Option<Look>,
+    /// Why what the files hold now is not in force, if it is not.
+    pub(super) flaw: Option<ClientAuthError>,
     told: Told,
 }
 
@@ -53,6 +54,7 @@ impl Asking {
             believed: Arc::downgrade(&believed),
             judged,
             unsettled: None,
+            flaw: None,
             told: Told::default(),
         };
         Ok((asking, believed))
@@ -96,6 +98,7 @@ impl Asking {
             return None; // changed while it was read
         }
         self.judged = now;
+        self.flaw = None;
         let believed = self.believed()?;
         match read {
             Ok(trust) if trust.mark() == believed.load().mark() => None,
@@ -118,34 +121,33 @@ impl Asking {
                 notice
                     .facts
                     .extend([("file", file), ("why", error.to_string())]);
+                self.flaw = Some(error);
                 Some(notice)
             }
         }
     }
 
-    /// Says once that a list is out of date, and once that an authority has ended.
+    /// What is too old at `second`, since 1970.
+    pub(super) fn late(&self, second: i64) -> Vec<ClientAuthError> {
+        let Some(believed) = self.believed() else {
+            return Vec::new();
+        };
+        let trust = believed.load();
+        trust.stale(second).chain(trust.expired(second)).collect()
+    }
+
+    /// Says once that a list is out of date, and once that an authority is over.
     fn look_at_end(&mut self, second: i64) -> Option<Notice> {
         let trust = self.believed()?.load_full();
-        if let Some(end) = trust
-            .stale()
-            .filter(|end| second > *end && !self.told.stale)
-        {
+        let stale = trust.stale(second).next();
+        if let Some(error) = stale.filter(|_| !self.told.stale) {
             self.told.stale = true;
-            let says = format!(
-                "a revocation list in {} was to be followed by another one at {}: certificates of its issuer are refused until it is; fetch it again",
-                self.lists(),
-                clock::moment(end)
-            );
-            return Some(self.notice(Notice::LIST_STALE, Level::ERROR, says));
+            return Some(self.notice(Notice::LIST_STALE, Level::ERROR, error.to_string()));
         }
-        if second > trust.expires() && !self.told.expired {
+        let expired = trust.expired(second).next();
+        if let Some(error) = expired.filter(|_| !self.told.expired) {
             self.told.expired = true;
-            let says = format!(
-                "an authority in {} has expired at {}; remove it or put its successor beside it",
-                self.auth.ca.display(),
-                clock::moment(trust.expires())
-            );
-            return Some(self.notice("client_authority_expired", Level::WARN, says));
+            return Some(self.notice("client_authority_expired", Level::WARN, error.to_string()));
         }
         None
     }

@@ -318,3 +318,157 @@ fn address(bytes: &[u8]) -> Option<IpAddr> {
     let v6 = <[u8; 16]>::try_from(bytes).ok()?;
     Some(IpAddr::from(Ipv6Addr::from(v6)).to_canonical())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use rcgen::string::Ia5String;
+    use rcgen::{
+        BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SanType,
+    };
+
+    use super::*;
+
+    type Authority = CertifiedIssuer<'static, KeyPair>;
+
+    /// Valid from and until these seconds since 1970.
+    fn params(name: &str, days: (u64, u64)) -> CertificateParams {
+        let at = |second| rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(second);
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
+        (params.not_before, params.not_after) = (at(days.0), at(days.1));
+        params
+    }
+
+    fn authority(name: &str, days: (u64, u64), by: Option<&Authority>) -> Authority {
+        let (key, mut params) = (KeyPair::generate().unwrap(), params(name, days));
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        match by {
+            None => Authority::self_signed(params, key).unwrap(),
+            Some(by) => Authority::signed_by(params, key, by).unwrap(),
+        }
+    }
+
+    /// A leaf of `by` with `names`, and behind it `rest`.
+    fn chain(
+        by: &Authority,
+        names: Vec<SanType>,
+        rest: &[&Authority],
+    ) -> Result<Certificate, TlsError> {
+        let (key, mut params) = (KeyPair::generate().unwrap(), params("leaf", (1000, 4000)));
+        params.subject_alt_names = names;
+        let leaf = params.signed_by(&key, by).unwrap();
+        let mut chain = vec![leaf.der().clone()];
+        chain.extend(rest.iter().map(|by| by.der().clone()));
+        let files = CertificateFiles {
+            cert: "chain.pem".into(),
+            key: "key.pem".into(),
+        };
+        let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+        Certificate::new(&files, chain, &key)
+    }
+
+    fn dns(name: &str) -> SanType {
+        SanType::DnsName(Ia5String::try_from(name).unwrap())
+    }
+
+    #[test]
+    fn each_certificate_must_have_issued_the_one_before() {
+        let root = authority("root", (0, 9000), None);
+        let middle = authority("middle", (0, 3000), Some(&root));
+        // The same name, another key: what an authority that was set up anew leaves behind.
+        let namesake = authority("middle", (0, 3000), Some(&root));
+        let broken = |rest: &[&Authority]| match chain(&middle, Vec::new(), rest) {
+            Ok(_) => None,
+            Err(TlsError::ChainBroken { place, .. }) => Some(place),
+            Err(error) => panic!("{error}"),
+        };
+        for (rest, place) in [
+            (&[][..], None),
+            (&[&middle], None),
+            (&[&middle, &root], None),
+            (&[&root], Some(1)),
+            (&[&root, &middle], Some(1)),
+            (&[&namesake, &root], Some(1)),
+            (&[&middle, &middle], Some(2)),
+        ] {
+            assert_eq!(broken(rest), place, "{}", rest.len());
+        }
+        assert!(chain(&middle, Vec::new(), &[]).unwrap().alone);
+        assert!(!chain(&middle, Vec::new(), &[&middle]).unwrap().alone);
+        let long: Vec<_> = (0..CHAIN_CERTIFICATES_MAX).map(|_| &root).collect();
+        let error = chain(&root, Vec::new(), &long).unwrap_err();
+        assert!(matches!(error, TlsError::ChainTooLong { .. }), "{error}");
+    }
+
+    #[test]
+    fn the_whole_chain_must_be_valid_but_for_a_root_that_is_sent_along() {
+        let root = authority("root", (0, 2500), None);
+        let middle = authority("middle", (0, 3000), Some(&root));
+        let made = chain(&middle, Vec::new(), &[&middle, &root]).unwrap();
+        assert_eq!((made.not_before, made.not_after), (1000, 3000));
+        let says = |second| made.timely(second).map_err(|error| error.to_string());
+        let early = says(999).unwrap_err();
+        assert!(early.contains("certificate 1 (CN=leaf) is not valid before 1970-01-01T00:16:40Z"));
+        assert_eq!([1000, 3000].map(says), [Ok(()), Ok(())]);
+        let late = says(3001).unwrap_err();
+        assert!(late.contains("certificate 2 (CN=middle) has expired at 1970-01-01T00:50:00Z"));
+        assert!(says(4001).unwrap_err().contains("certificate 1"));
+    }
+
+    #[test]
+    fn a_name_that_no_client_could_ask_for_is_none() {
+        let root = authority("root", (0, 9000), None);
+        let names = [
+            "Tools.Example.com",
+            "*.apps.example.com",
+            "*",
+            "w*.example.com",
+            "*.*.example.com",
+            "a.example.com\0.evil.test",
+            "192.0.2.7",
+            "",
+        ];
+        let mut names: Vec<_> = names.into_iter().map(dns).collect();
+        names.push(SanType::IpAddress("192.0.2.9".parse().unwrap()));
+        names.push(SanType::IpAddress("2001:db8::9".parse().unwrap()));
+        let made = chain(&root, names, &[]).unwrap();
+        assert_eq!(
+            made.shown(),
+            "tools.example.com, *.apps.example.com, 192.0.2.9, 2001:db8::9"
+        );
+        for (host, covered) in [
+            ("tools.example.com", true),
+            ("a.apps.example.com", true),
+            ("apps.example.com", false),
+            ("b.a.apps.example.com", false),
+            ("www.example.com", false),
+            ("a.example.com", false),
+            ("192.0.2.9", true),
+            ("[2001:db8::9]", true),
+            ("192.0.2.7", false),
+        ] {
+            assert_eq!(made.covers(&Host::parse(host).unwrap()), covered, "{host}");
+        }
+        assert_eq!(chain(&root, Vec::new(), &[]).unwrap().shown(), "no name");
+    }
+
+    #[test]
+    fn what_a_replacement_no_longer_has_is_said() {
+        let root = authority("root", (0, 9000), None);
+        let of = |names: &[&str]| {
+            let names = names.iter().map(|name| dns(name)).collect();
+            chain(&root, names, &[]).unwrap()
+        };
+        let old = of(&["a.example", "*.b.example"]);
+        assert_eq!(
+            of(&["*.b.example", "a.example", "c.example"]).lacks(&old),
+            None
+        );
+        assert_eq!(of(&["*.example", "*.b.example"]).lacks(&old), None);
+        let lost = |names: &[&str]| of(names).lacks(&old).unwrap();
+        assert_eq!(lost(&["*.b.example"]), "a.example");
+        assert_eq!(lost(&["a.example", "x.b.example"]), "*.b.example");
+    }
+}

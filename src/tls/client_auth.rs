@@ -27,7 +27,7 @@ use crate::outcome::Refusal;
 use crate::record::Certificate;
 
 use super::principal::{Principal, claimed};
-use authorities::Authorities;
+use authorities::{Authorities, End};
 
 mod authorities;
 
@@ -39,10 +39,8 @@ pub(super) struct Trust {
     mode: ClientAuthMode,
     /// SHA-256 over all of it: what tickets are bound to.
     mark: Vec<u8>,
-    /// When the first list is out of date, in seconds since 1970.
-    stale: Option<i64>,
-    /// When the first authority ends.
-    expires: i64,
+    stale: Vec<End>,
+    expires: Vec<End>,
 }
 
 /// A chain that was not believed.
@@ -103,14 +101,15 @@ impl Trust {
         self.mark.clone()
     }
 
-    /// When the first revocation list is out of date, in seconds since 1970.
-    pub(super) fn stale(&self) -> Option<i64> {
-        self.stale
+    /// Every list that is out of date at `second`, since 1970.
+    pub(super) fn stale(&self, second: i64) -> impl Iterator<Item = ClientAuthError> {
+        self.stale.iter().filter_map(move |end| end.of_list(second))
     }
 
-    /// When the first authority ends, in seconds since 1970.
-    pub(super) fn expires(&self) -> i64 {
-        self.expires
+    /// Every authority that is over at `second`, since 1970.
+    pub(super) fn expired(&self, second: i64) -> impl Iterator<Item = ClientAuthError> {
+        let ends = self.expires.iter();
+        ends.filter_map(move |end| end.of_authority(second))
     }
 
     /// Judges what a client has shown: after every handshake, full or resumed, and whenever trust has changed.
@@ -414,7 +413,14 @@ mod tests {
             refused(&stale, &one.client(1, |_| ())),
             Refusal::RevocationUnknown
         );
-        assert!(stale.stale().unwrap() < i64::try_from(clock::wall_ns() / 1_000_000_000).unwrap());
+        let (yesterday, now) = (when(-2), when(0));
+        let second = |time: SystemTime| {
+            let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap();
+            i64::try_from(since.as_secs()).unwrap()
+        };
+        assert_eq!(stale.stale(second(yesterday)).count(), 0);
+        let error = stale.stale(second(now)).next().unwrap().to_string();
+        assert!(error.contains("0.crl: the list of CN=one"), "{error}");
         let half = trust(&both, &[fresh.der()]);
         assert!(half.judge(&one.client(1, |_| ())).is_ok());
         assert_eq!(

@@ -2,8 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use super::client_auth::ClientAuthError;
-
 /// Why a certificate cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
@@ -50,8 +48,6 @@ pub enum TlsError {
         subject: String,
         at: String,
     },
-    #[error(transparent)]
-    ClientAuth(#[from] ClientAuthError),
     #[error("{}: the certificate is for {names}; it must be for the name that was ordered", path.display())]
     OtherName { path: PathBuf, names: String },
     #[error("TLS cannot be set up: {0}")]
@@ -76,7 +72,6 @@ impl TlsError {
             | Self::Expired { path, .. }
             | Self::OtherName { path, .. }
             | Self::NotYetValid { path, .. } => Some(path),
-            Self::ClientAuth(error) => Some(error.path()),
             Self::Setup(_) => None,
         }
     }

@@ -157,3 +157,123 @@ impl fmt::Debug for Names {
             .finish()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_RSA_SHA256};
+    use rustls::SignatureScheme as Scheme;
+    use rustls::pki_types::PrivateKeyDer;
+
+    use super::*;
+    use crate::config::typed::CertificateFiles;
+
+    const BOTH: &[Scheme] = &[Scheme::ECDSA_NISTP256_SHA256, Scheme::RSA_PSS_SHA256];
+
+    fn certificate(
+        label: &str,
+        names: &[&str],
+        algorithm: &'static rcgen::SignatureAlgorithm,
+    ) -> Arc<Slot> {
+        let key = KeyPair::generate_for(algorithm).unwrap();
+        let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+        let signed = CertificateParams::new(names)
+            .unwrap()
+            .self_signed(&key)
+            .unwrap();
+        let files = CertificateFiles {
+            cert: label.into(),
+            key: label.into(),
+        };
+        let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+        let made = Certificate::new(&files, vec![signed.der().clone()], &key).unwrap();
+        Arc::new(Slot::from_pointee(made))
+    }
+
+    fn ecdsa(label: &str, names: &[&str]) -> Arc<Slot> {
+        certificate(label, names, &PKCS_ECDSA_P256_SHA256)
+    }
+
+    fn found(names: &Names, name: Option<&str>, schemes: &[Scheme]) -> Option<String> {
+        let found = names.find(name, schemes);
+        found.map(|certificate| certificate.label.to_string())
+    }
+
+    #[test]
+    fn exact_before_wildcard_before_the_default() {
+        let slots = || {
+            vec![
+                ecdsa("first", &["first.test"]),
+                ecdsa("wild", &["*.apps.test"]),
+                ecdsa("exact", &["a.apps.test"]),
+                ecdsa("later", &["a.apps.test", "192.0.2.1"]),
+            ]
+        };
+        let [open, shut] =
+            [UnknownSni::Default, UnknownSni::Refuse].map(|u| Names::new(slots(), u));
+        for (name, label) in [
+            ("first.test", "first"),
+            ("a.apps.test", "exact"),
+            ("b.apps.test", "wild"),
+        ] {
+            assert_eq!(found(&open, Some(name), BOTH).as_deref(), Some(label));
+            assert_eq!(found(&shut, Some(name), BOTH).as_deref(), Some(label));
+        }
+        for name in ["apps.test", "c.b.apps.test", "test", ""] {
+            assert_eq!(found(&open, Some(name), BOTH).as_deref(), Some("first"));
+            assert_eq!(found(&shut, Some(name), BOTH), None, "{name}");
+        }
+        // Who names nobody may have connected to an address.
+        assert_eq!(found(&shut, None, BOTH).as_deref(), Some("later"));
+        let nobody = Names::new(vec![ecdsa("a", &["a.test"])], UnknownSni::Refuse);
+        assert_eq!(found(&nobody, None, BOTH), None);
+        for (host, covered) in [
+            ("a.apps.test", true),
+            ("z.apps.test", true),
+            ("192.0.2.1", true),
+            ("apps.test", false),
+            ("192.0.2.2", false),
+        ] {
+            assert_eq!(open.covers(&Host::parse(host).unwrap()), covered, "{host}");
+        }
+    }
+
+    #[test]
+    fn a_client_gets_a_key_that_it_can_verify() {
+        let slots = vec![
+            ecdsa("ecdsa", &["a.test"]),
+            certificate("rsa", &["a.test"], &PKCS_RSA_SHA256),
+        ];
+        let names = Names::new(slots, UnknownSni::Default);
+        for (schemes, label) in [
+            (BOTH, "ecdsa"),
+            (&[Scheme::RSA_PSS_SHA256][..], "rsa"),
+            (&[Scheme::ED25519], "ecdsa"),
+        ] {
+            for name in ["a.test", "unknown.test"] {
+                let found = found(&names, Some(name), schemes);
+                assert_eq!(found.as_deref(), Some(label), "{schemes:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_slot_that_is_filled_or_replaced_counts_from_the_next_refresh() {
+        let (late, other) = (Arc::new(Slot::empty()), ecdsa("other", &["other.test"]));
+        let names = Names::new(vec![Arc::clone(&late), other], UnknownSni::Default);
+        assert_eq!(
+            found(&names, Some("a.test"), BOTH).as_deref(),
+            Some("other")
+        );
+        late.store(ecdsa("late", &["a.test"]).load_full());
+        names.refresh();
+        assert_eq!(found(&names, Some("a.test"), BOTH).as_deref(), Some("late"));
+        assert_eq!(found(&names, Some("b.test"), BOTH).as_deref(), Some("late"));
+        late.store(ecdsa("later", &["b.test"]).load_full());
+        names.refresh();
+        assert_eq!(
+            found(&names, Some("b.test"), BOTH).as_deref(),
+            Some("later")
+        );
+        assert!(!names.covers(&Host::parse("a.test").unwrap()));
+    }
+}

@@ -40,13 +40,9 @@ pub(super) struct Identity {
 
 impl Following {
     /// Reads `files` for the first time; the error is why there is nothing to serve.
-    pub(super) fn begin(
-        files: &CertificateFiles,
-        second: i64,
-    ) -> Result<(Self, Certificate), TlsError> {
+    pub(super) fn begin(files: &CertificateFiles) -> Result<(Self, Certificate), TlsError> {
         let judged = look(files);
         let certificate = Certificate::read(files)?;
-        certificate.timely(second)?;
         let following = Self {
             files: files.clone(),
             judged,
@@ -118,4 +114,188 @@ pub(super) fn identity(path: &Path) -> Option<Identity> {
         modified: (found.mtime(), found.mtime_nsec()),
         changed: (found.ctime(), found.ctime_nsec()),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use rcgen::{CertificateParams, KeyPair};
+    use tempfile::TempDir;
+
+    use super::*;
+
+    /// Within the days of every certificate here but those that say otherwise.
+    const NOW: i64 = 1_800_000_000;
+
+    struct Place {
+        folder: TempDir,
+        files: CertificateFiles,
+    }
+
+    struct Pair {
+        cert: String,
+        key: String,
+    }
+
+    impl Place {
+        fn new(pair: &Pair) -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let files = CertificateFiles {
+                cert: folder.path().join("tls.crt"),
+                key: folder.path().join("tls.key"),
+            };
+            let place = Self { folder, files };
+            place.write(pair);
+            place
+        }
+
+        fn write(&self, pair: &Pair) {
+            tick();
+            fs::write(&self.files.cert, &pair.cert).unwrap();
+            fs::write(&self.files.key, &pair.key).unwrap();
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.folder.path().join(name)
+        }
+
+        fn follow(&self) -> Following {
+            Following::begin(&self.files).unwrap().0
+        }
+    }
+
+    fn pair_of(from: i32, until: i32) -> Pair {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(["a.test".to_owned()]).unwrap();
+        params.not_before = rcgen::date_time_ymd(from, 1, 1);
+        params.not_after = rcgen::date_time_ymd(until, 1, 1);
+        Pair {
+            cert: params.self_signed(&key).unwrap().pem(),
+            key: key.serialize_pem(),
+        }
+    }
+
+    fn pair() -> Pair {
+        pair_of(2000, 4000)
+    }
+
+    /// Until times of files are others: the system counts them by its own clock's tick.
+    fn tick() {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+
+    /// What so many looks give.
+    fn looks(following: &mut Following, count: usize) -> Vec<String> {
+        let mut given = Vec::new();
+        for _ in 0..count {
+            given.extend(following.look(NOW).map(|read| match read {
+                Ok(_) => "good".to_owned(),
+                Err(error) => error.to_string(),
+            }));
+        }
+        given
+    }
+
+    #[test]
+    fn a_change_counts_when_two_looks_agree_and_is_given_once() {
+        let place = Place::new(&pair());
+        let mut following = place.follow();
+        assert_eq!(looks(&mut following, 3), Vec::<String>::new());
+        place.write(&pair());
+        assert!(following.look(NOW).is_none());
+        place.write(&pair()); // still being written
+        assert!(following.look(NOW).is_none());
+        assert!(following.look(NOW).unwrap().is_ok());
+        assert_eq!(looks(&mut following, 3), Vec::<String>::new());
+        // Who says that the files are as they should be is believed at once.
+        place.write(&pair());
+        assert!(following.look_at_once(NOW).unwrap().is_ok());
+        assert!(following.look_at_once(NOW).is_none());
+        assert!(following.look(NOW).is_none());
+    }
+
+    #[test]
+    fn renames_links_and_the_same_size_in_place_are_seen() {
+        let (old, new) = (pair(), pair());
+        let place = Place::new(&old);
+        let mut following = place.follow();
+        for name in ["crt", "key"] {
+            fs::write(
+                place.path("new"),
+                [&*new.cert, &new.key][usize::from(name == "key")],
+            )
+            .unwrap();
+            fs::rename(place.path("new"), place.path(&format!("tls.{name}"))).unwrap();
+        }
+        assert_eq!(looks(&mut following, 3), ["good"]);
+        // A link in place of the file, then another target behind the same link.
+        for version in ["one", "two"] {
+            let folder = place.path(version);
+            fs::create_dir(&folder).unwrap();
+            let pair = pair();
+            fs::write(folder.join("tls.crt"), &pair.cert).unwrap();
+            fs::write(folder.join("tls.key"), &pair.key).unwrap();
+            let link = place.path("link");
+            std::os::unix::fs::symlink(&folder, &link).unwrap();
+            fs::rename(link, place.path("..data")).unwrap();
+            if version == "one" {
+                for name in ["tls.crt", "tls.key"] {
+                    fs::remove_file(place.path(name)).unwrap();
+                    let target = place.path("..data").join(name);
+                    std::os::unix::fs::symlink(target, place.path(name)).unwrap();
+                }
+            }
+            assert_eq!(looks(&mut following, 3), ["good"], "{version}");
+        }
+        // In place, the same number of bytes: only the times tell.
+        let text = fs::read_to_string(&place.files.cert).unwrap();
+        tick();
+        fs::write(
+            &place.files.cert,
+            text.replace("CERTIFICATE", "CERTIFICATF"),
+        )
+        .unwrap();
+        let given = looks(&mut following, 3);
+        assert!(
+            given.len() == 1 && given[0].contains("holds no certificate"),
+            "{given:?}"
+        );
+    }
+
+    #[test]
+    fn what_is_bad_is_given_once_and_what_is_early_again_when_its_time_comes() {
+        let place = Place::new(&pair());
+        let mut following = place.follow();
+        tick();
+        fs::write(&place.files.key, &pair().key).unwrap();
+        let given = looks(&mut following, 4);
+        assert!(
+            given.len() == 1 && given[0].contains("another certificate"),
+            "{given:?}"
+        );
+        fs::remove_file(&place.files.cert).unwrap();
+        let given = looks(&mut following, 4);
+        assert!(
+            given.len() == 1 && given[0].contains("cannot be read"),
+            "{given:?}"
+        );
+        place.write(&pair_of(2000, 2020));
+        let given = looks(&mut following, 4);
+        assert!(
+            given.len() == 1 && given[0].contains("has expired"),
+            "{given:?}"
+        );
+        place.write(&pair_of(3000, 6000));
+        let given = looks(&mut following, 4);
+        assert!(
+            given.len() == 1 && given[0].contains("is not valid before"),
+            "{given:?}"
+        );
+        let then = 32_503_680_000; // the year 3000
+        assert!(following.look(then - 1).is_none());
+        assert!(following.look(then).is_none());
+        assert!(following.look(then).unwrap().is_ok());
+        assert!(following.look(then).is_none());
+    }
 }

@@ -35,7 +35,7 @@ use tollgate::record::{Redaction, TagKey};
 use tollgate::sessions::Sessions;
 use tollgate::snapshot::{self, Entrance, Live, Snapshot};
 use tollgate::telemetry::{Metrics, Way};
-use tollgate::tls::{Keyring, Served};
+use tollgate::tls::{Dates, Keyring, Served};
 use tollgate::{socket, workers};
 
 pub(crate) type Text = BoxBody<Bytes, Infallible>;
@@ -226,7 +226,7 @@ impl Edge {
         std::fs::write(cert, pair.cert.pem()).unwrap();
         std::fs::write(key, pair.signing_key.serialize_pem()).unwrap();
         let keyring = Keyring::new(Duration::from_secs(60), Arc::default(), |_| ()).unwrap();
-        let tls = keyring.serve(&files).unwrap();
+        let tls = keyring.serve(&files, Dates::Heed).unwrap();
 
         let (listener, redirect) = (listener(), listener());
         let at = [

@@ -4,6 +4,7 @@
 //! sees. Every address is a loopback one, every process is ended by its id, every wait has a deadline.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+pub(crate) mod authority;
 pub(crate) mod body;
 pub(crate) mod client;
 pub(crate) mod dns;

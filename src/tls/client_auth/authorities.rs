@@ -13,6 +13,7 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer as _;
 use x509_parser::revocation_list::CertificateRevocationList;
 
+use crate::clock;
 use crate::config::typed::ClientAuth;
 
 use crate::tls::principal::name;
@@ -27,15 +28,43 @@ const LISTS_MAX: usize = 256;
 pub(super) struct Authorities {
     pub(super) certificates: Vec<(PathBuf, CertificateDer<'static>)>,
     pub(super) lists: Vec<CertificateRevocationListDer<'static>>,
-    /// The first `nextUpdate`, in seconds since 1970.
-    pub(super) stale: Option<i64>,
-    /// The first `notAfter` of an authority, in seconds since 1970.
-    pub(super) expires: i64,
+    /// When each list is out of date.
+    pub(super) stale: Vec<End>,
+    /// When each authority is over.
+    pub(super) expires: Vec<End>,
 }
 
-/// Why nobody can be believed. Each text names the file, the cause and, after a semicolon, the mend.
+/// The last moment of an entry.
+pub(super) struct End {
+    path: PathBuf,
+    of: String,
+    /// In seconds since 1970.
+    second: i64,
+}
+
+impl End {
+    /// What is wrong with a list at `second`.
+    pub(super) fn of_list(&self, second: i64) -> Option<ClientAuthError> {
+        (second > self.second).then(|| ClientAuthError::Stale {
+            path: self.path.clone(),
+            issuer: self.of.clone(),
+            at: clock::moment(self.second),
+        })
+    }
+
+    /// What is wrong with an authority at `second`.
+    pub(super) fn of_authority(&self, second: i64) -> Option<ClientAuthError> {
+        (second > self.second).then(|| ClientAuthError::Expired {
+            path: self.path.clone(),
+            subject: self.of.clone(),
+            at: clock::moment(self.second),
+        })
+    }
+}
+
+/// Why nobody can be believed, or somebody not any more. Each text names the file, the cause and, after a semicolon, the mend.
 #[derive(Debug, thiserror::Error)]
-pub enum ClientAuthError {
+pub(crate) enum ClientAuthError {
     #[error("{}: cannot be read ({source}); check that the file exists and that this user may read it", path.display())]
     Unreadable { path: PathBuf, source: io::Error },
     #[error("{}: holds no {what}; give it as PEM (base64 between BEGIN and END lines) or DER", path.display())]
@@ -58,6 +87,18 @@ pub enum ClientAuthError {
     },
     #[error("{}: the list of {issuer} is not signed by it: it was changed or cut; fetch it again", path.display())]
     Unsigned { path: PathBuf, issuer: String },
+    #[error("{}: the list of {issuer} was to be followed by another one at {at}, and its clients are refused; fetch the present one", path.display())]
+    Stale {
+        path: PathBuf,
+        issuer: String,
+        at: String,
+    },
+    #[error("{}: the authority {subject} has expired at {at}; put its successor beside it, or remove it", path.display())]
+    Expired {
+        path: PathBuf,
+        subject: String,
+        at: String,
+    },
 }
 
 impl ClientAuthError {
@@ -75,7 +116,9 @@ impl ClientAuthError {
             | Self::Unusable { path, .. }
             | Self::NotAnAuthority { path, .. }
             | Self::UnknownIssuer { path, .. }
-            | Self::Unsigned { path, .. } => path,
+            | Self::Unsigned { path, .. }
+            | Self::Stale { path, .. }
+            | Self::Expired { path, .. } => path,
         }
     }
 }
@@ -85,8 +128,8 @@ impl Authorities {
         let mut read = Self {
             certificates: Vec::new(),
             lists: Vec::new(),
-            stale: None,
-            expires: i64::MAX,
+            stale: Vec::new(),
+            expires: Vec::new(),
         };
         let found: Vec<CertificateDer<'static>> =
             entries(&auth.ca, "certificate", AUTHORITIES_MAX)?;
@@ -120,8 +163,11 @@ impl Authorities {
             let subject = name(certificate.subject());
             return Err(ClientAuthError::NotAnAuthority { path, subject });
         }
-        let end = certificate.validity().not_after.timestamp();
-        self.expires = self.expires.min(end);
+        self.expires.push(End {
+            path: path.clone(),
+            of: name(certificate.subject()),
+            second: certificate.validity().not_after.timestamp(),
+        });
         self.certificates.push((path, der));
         Ok(())
     }
@@ -158,8 +204,12 @@ impl Authorities {
         if !signed {
             return Err(ClientAuthError::Unsigned { path, issuer });
         }
-        let next = list.next_update().map(|time| time.timestamp());
-        self.stale = self.stale.into_iter().chain(next).min();
+        let second = list.next_update().map(|time| time.timestamp());
+        self.stale.extend(second.map(|second| End {
+            path,
+            of: issuer,
+            second,
+        }));
         self.lists.push(der);
         Ok(())
     }

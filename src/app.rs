@@ -123,7 +123,7 @@ impl House {
         let (process, metered) = (&config.process, Arc::clone(&metrics));
         let (max, each) = (process.max_sessions, process.max_sessions_per_client);
         let sessions = Sessions::new(max, each, 1, metered);
-        let keyring = keyring(process.tickets_every, &journal, &sessions, &metrics)?;
+        let keyring = keyring(process.tickets.every, &journal, &sessions, &metrics)?;
         let (snapshot, warnings) =
             Snapshot::compile(config, 1, journal.tag_key(), &keyring, Dates::Ignore)
                 .map_err(AppError::Config)?;

@@ -20,6 +20,7 @@ mod notes;
 mod raw;
 mod remark;
 mod sets;
+mod tickets;
 mod tls;
 pub mod typed;
 mod units;
@@ -169,10 +170,11 @@ fn broken(source: &Source, error: &toml::de::Error) -> Remark {
 
 /// Every section, whether or not an earlier one is right.
 fn whole(root: &Table<'_>, folder: &Path) -> Config {
-    let (process, admin) = (general::process(root, folder), general::admin(root));
+    let (limits, store) = general::limits(root, folder);
+    let process = general::process(root, folder, store.as_ref());
+    let admin = general::admin(root);
     let (log, audit) = (general::log(root), general::audit(root));
     let sets = Sets::read(root, folder);
-    let (limits, store) = general::limits(root, folder);
     let names: Vec<&str> = limits.keys().map(String::as_str).collect();
     let mut around = ingress::Around {
         sets: &sets,

@@ -218,11 +218,7 @@ fn unchangeable(old: &Config, new: &Config) -> Vec<Remark> {
         );
     }
     same("process.key_file", &was.key_file, &will.key_file);
-    same(
-        "process.tickets.every",
-        &was.tickets_every,
-        &will.tickets_every,
-    );
+    same("process.tickets", &was.tickets, &will.tickets);
     same("admin.listen", &old.admin.listen, &new.admin.listen);
     same("log.format", &old.log.format, &new.log.format);
     same("log.level", &old.log.level, &new.log.level);
@@ -362,7 +358,7 @@ mod tests {
                 "process.workers",
                 "process.max_sessions",
                 "process.key_file",
-                "process.tickets.every",
+                "process.tickets",
                 "admin.listen",
                 "log.level",
                 "log.format",

@@ -126,6 +126,9 @@ impl Snapshot {
         dates: Dates,
     ) -> Result<(Self, Vec<Warning>), Mistakes> {
         let (mut mistakes, mut warnings) = (Vec::new(), Vec::new());
+        if let Err(flaw) = keyring.share(&config) {
+            mistakes.push(config.source.remark(&flaw.key, flaw.problem, flaw.mend));
+        }
         let mut ingress = Vec::new();
         for (at, entry) in config.ingress.iter().enumerate() {
             let served = caution::serve(&config, entry, at, keyring, dates);

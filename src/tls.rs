@@ -6,14 +6,15 @@
 //! provider is aws-lc-rs and named explicitly, so no process-wide default is needed; its key exchange prefers
 //! X25519MLKEM768. Early data stays off: it could be replayed. No handshake happens here.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 
 use crate::clock;
-use crate::config::typed::{CertificateFiles, ClientAuth, Tls};
+use crate::config::typed::{CertificateFiles, ClientAuth, Config, Tls};
+use crate::reach::Reach;
 use crate::telemetry::Metrics;
 
 mod asking;
@@ -49,6 +50,7 @@ use names::{Names, Slot};
 use notice::Tell;
 use served::{Acme, Asks, Manner};
 use tickets::TicketKeys;
+use tickets::shared::Sharing;
 use watch::Following;
 
 /// Every certificate, and the keys of session tickets. Cheap to clone; one per process.
@@ -58,6 +60,8 @@ pub struct Keyring(Arc<Ring>);
 struct Ring {
     provider: Arc<CryptoProvider>,
     tickets: Arc<TicketKeys>,
+    /// Where the ticket keys are shared, once that is known.
+    sharing: OnceLock<Option<Sharing>>,
     held: Mutex<Held>,
     challenges: Arc<Challenges>,
     metrics: Arc<Metrics>,
@@ -102,11 +106,29 @@ impl Keyring {
         Ok(Self(Arc::new(Ring {
             provider: Arc::new(aws_lc_rs::default_provider()),
             tickets,
+            sharing: OnceLock::new(),
             held: Mutex::default(),
             challenges: Arc::default(),
             metrics,
             tell: Box::new(tell),
         })))
+    }
+
+    /// Shares the ticket keys with other replicas, if `config` says so. That cannot change while running, so only the
+    /// first time counts; the first look at the store is the keeper's.
+    ///
+    /// # Errors
+    /// The key file, or what is needed to reach the store, cannot be used.
+    pub fn share(&self, config: &Config) -> Result<(), Flaw> {
+        if self.0.sharing.get().is_some() {
+            return Ok(());
+        }
+        let name_servers = config.egress.as_ref().map_or(&[][..], |e| &e.resolvers);
+        let reach = Reach::new(name_servers);
+        let sharing = Sharing::open(&self.0.tickets, &config.process, reach)
+            .map_err(|(key, text)| Flaw::new(key, &text))?;
+        self.0.sharing.get_or_init(|| sharing);
+        Ok(())
     }
 
     /// What a listener of `tls` serves with. Blocks on file access. Files that are held already are looked at again,
@@ -175,6 +197,14 @@ impl Keyring {
             }
         }
         flaws
+    }
+
+    fn sharing(&self) -> Option<Sharing> {
+        self.0.sharing.get().cloned().flatten()
+    }
+
+    fn tell(&self, notice: Notice) {
+        (self.0.tell)(notice);
     }
 
     /// Looks at every file and every date once, and does what follows from it. Blocks on file access.

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tollgate::config::typed::{Config, HostPattern, OnFailure};
+use tollgate::config::typed::{Config, HostPattern, OnFailure, TicketStore};
 use tollgate::config::{self, Warning};
 
 const SMALLEST: &str = r#"
@@ -132,6 +132,7 @@ fn the_full_example_tells_the_true_defaults() {
     let (mut full, _) = config::load(&path).unwrap();
     let (small, _) = accepted(&format!("{SMALLEST}[egress]\nfixed = '192.0.2.1'"));
     assert!(full.process.key_file.take().is_some()); // default: none
+    assert!(full.process.tickets.store.take().is_some()); // default: none, without a Redis
     let same = |a: &dyn std::fmt::Debug, b: &dyn std::fmt::Debug| {
         assert_eq!(format!("{a:?}"), format!("{b:?}"));
     };
@@ -291,6 +292,39 @@ fn values_are_bounded() {
     let limit = "[limits.x]\nrate = '1/h'\nburst = 25";
     let mend = "lower `burst` or raise `rate`";
     one(&format!("{SMALLEST}{limit}"), "limits.x", refill, mend);
+}
+
+#[test]
+fn ticket_keys_are_shared_where_there_is_a_key_to_seal_with() {
+    let process = |process: &str, more: &str| {
+        let (config, _) = accepted(&format!("{SMALLEST}[process]\n{process}\n{more}"));
+        config.process.tickets
+    };
+    let redis = "[limits.store]\nredis = 'redis://127.0.0.1'";
+    assert_eq!(process("", "").store, None);
+    assert_eq!(process("key_file = 'k'", "").store, None);
+    assert_eq!(
+        process("", redis).store,
+        None,
+        "it may be for the limits alone"
+    );
+    let shared = process("key_file = 'k'\ntickets.every = '1h'", redis);
+    assert!(matches!(shared.store, Some(TicketStore::Redis(_))));
+    assert_eq!(shared.every, Duration::from_secs(3600));
+    let folder = process("key_file = 'k'\ntickets.store = '/shared'", redis).store;
+    assert_eq!(folder, Some(TicketStore::Folder("/shared".into())));
+    one(
+        &format!("{SMALLEST}[process]\ntickets.store = '/shared'"),
+        "process.tickets.store",
+        "what replicas share is sealed, and there is no key to seal with",
+        "make one with `tollgate secret keygen` and name it in `process.key_file`, the same for every replica",
+    );
+    one(
+        &format!("{SMALLEST}[process]\nkey_file = 'k'\ntickets.store = 'redis'"),
+        "process.tickets.store",
+        "no Redis is named",
+        "add `[limits.store]` with `redis = \"redis://127.0.0.1:6379\"`",
+    );
 }
 
 #[test]

@@ -10,14 +10,13 @@ use super::raw::{Table, Value};
 use super::typed::{
     Admin, Audit, Durability, Limit, Log, LogFormat, OnFailure, Process, RedisStore,
 };
-use super::{ON_FAILURE, acme, units};
+use super::{ON_FAILURE, acme, tickets, units};
 
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
 
 const DEFAULT_STATE_DIR: &str = "/var/lib/tollgate";
 const DEFAULT_DRAIN_DEADLINE: Duration = Duration::from_secs(30);
-const DEFAULT_TICKETS_EVERY: Duration = Duration::from_secs(12 * 3600);
 const WORKERS_MAX: usize = 1024;
 const DEFAULT_SESSIONS: usize = 10_000;
 const SESSIONS_MAX: usize = 1_000_000;
@@ -40,7 +39,7 @@ const RATE_MAX: u32 = 1_000_000;
 const REFILL_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// `[process]`
-pub(super) fn process(root: &Table<'_>, folder: &Path) -> Process {
+pub(super) fn process(root: &Table<'_>, folder: &Path, redis: Option<&RedisStore>) -> Process {
     let mut process = Process {
         state_dir: PathBuf::from(DEFAULT_STATE_DIR),
         workers: processors(),
@@ -48,7 +47,7 @@ pub(super) fn process(root: &Table<'_>, folder: &Path) -> Process {
         max_sessions: DEFAULT_SESSIONS,
         max_sessions_per_client: share(DEFAULT_SESSIONS),
         key_file: None,
-        tickets_every: DEFAULT_TICKETS_EVERY,
+        tickets: tickets::DEFAULT,
     };
     let Some(table) = root.table("process") else {
         return process;
@@ -77,10 +76,7 @@ pub(super) fn process(root: &Table<'_>, folder: &Path) -> Process {
     );
     let key_file = table.value("key_file").and_then(|v| v.text());
     process.key_file = key_file.map(|text| folder.join(text));
-    if let Some(tickets) = table.table("tickets") {
-        process.tickets_every =
-            tickets.duration("every", SECOND..=24 * HOUR, process.tickets_every);
-    }
+    process.tickets = tickets::tickets(&table, folder, &process, redis);
     process
 }
 

@@ -80,8 +80,22 @@ pub struct Process {
     pub max_sessions_per_client: usize,
     /// The keys that seal what others can read.
     pub key_file: Option<PathBuf>,
+    pub tickets: Tickets,
+}
+
+/// `tickets` of `[process]`
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Tickets {
     /// How often the keys of session tickets change.
-    pub tickets_every: Duration,
+    pub every: Duration,
+    /// Where replicas share them; there is a key file then.
+    pub store: Option<TicketStore>,
+}
+
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum TicketStore {
+    Folder(PathBuf),
+    Redis(RedisStore),
 }
 
 /// `[admin]`

@@ -23,6 +23,8 @@ use zeroize::Zeroizing;
 
 use crate::clock;
 
+pub(super) mod shared;
+
 /// Periods for which a key opens tickets after it has sealed its last.
 pub(super) const PERIODS_AFTER: u64 = 3;
 /// Keys that are kept: those before, the present one, the next, and what replicas with other periods may add.

@@ -176,7 +176,10 @@ fn config(at: [SocketAddr; 2], hosts: Vec<HostPattern>) -> Config {
             max_sessions: 100,
             max_sessions_per_client: 100,
             key_file: None,
-            tickets_every: second,
+            tickets: Tickets {
+                every: second,
+                store: None,
+            },
         },
         admin: Admin {
             listen: "127.0.0.1:9911".parse().unwrap(),

@@ -15,10 +15,12 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::Level;
 
+use crate::acme::{AcmeError, Plan, Steward};
 use crate::admin::{Admin, Health};
 use crate::audit::{self, Journal};
-use crate::config::typed::{Config, LogFormat};
+use crate::config::typed::LogFormat;
 use crate::config::{self, Mistakes, Warning};
+use crate::dial;
 use crate::egress::Egress;
 use crate::ingress::Ingress;
 use crate::limit::Limits;
@@ -27,19 +29,22 @@ use crate::record::Event;
 use crate::reload::{Prepared, Reloader};
 use crate::sessions::Sessions;
 use crate::snapshot::{Listen, Live, Snapshot};
-use crate::socket::fixed::usable;
 use crate::telemetry::{self, Metrics};
 use crate::tls::{Dates, Keeper, Keyring, Notice, TlsError};
 use crate::workers::{Hooks, Workers};
-use crate::{dial, socket};
 
 mod doors;
+mod machine;
 
 use doors::{Doors, Wings};
+use machine::{descriptors, ports};
 
 /// Why the process could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
+    /// Certificates cannot be ordered.
+    #[error(transparent)]
+    Acme(#[from] AcmeError),
     /// The audit log cannot be opened.
     #[error(transparent)]
     Audit(#[from] audit::OpenError),
@@ -63,6 +68,7 @@ struct House {
     health: Arc<Health>,
     admin: Admin,
     keeper: Keeper,
+    steward: Steward,
     doors: Doors,
 }
 
@@ -72,11 +78,6 @@ struct Signals {
     interrupt: Signal,
     hang_up: Signal,
 }
-
-/// A session has a socket on either side.
-const SESSION_DESCRIPTORS: usize = 2;
-/// Listeners, files of the log, threads, and the pipes of `relay`.
-const OTHER_DESCRIPTORS: usize = 1024;
 
 /// How often it is checked that the fixed addresses are still on this machine.
 const FIXED_ADDRESS_EVERY: Duration = Duration::from_secs(2);
@@ -158,10 +159,12 @@ impl House {
         };
         let mut doors = Doors::new(wings, reception);
         let snapshot = live.load();
+        let plan = Plan::new(&snapshot.config, snapshot.ordered())?;
         let admin = Bound::new(snapshot.config.admin.listen)?;
         let bound = doors.bind(&snapshot)?;
         let health = Arc::new(Health {
             journal: journal.clone(),
+            keyring: keyring.clone(),
             crew,
             metrics: Arc::clone(&metrics),
             draining: AtomicBool::new(false),
@@ -175,6 +178,8 @@ impl House {
             facts: vec![("config_sha256", snapshot.hash.clone())],
         });
         let keeper = Keeper::start(keyring.clone())?;
+        let mut steward = Steward::new(keyring.clone(), journal.clone(), Arc::clone(&metrics));
+        steward.enact(plan)?;
         let reloader = Reloader::new(file.to_owned(), live, sessions, journal, metrics, keyring);
         Ok(Self {
             workers,
@@ -182,6 +187,7 @@ impl House {
             health,
             admin,
             keeper,
+            steward,
             doors,
         })
     }
@@ -213,8 +219,11 @@ impl House {
             }
         };
         warn(&prepared.warnings);
-        match self.doors.bind(prepared.snapshot()) {
-            Ok(bound) => self.enact(prepared, bound),
+        let snapshot = prepared.snapshot();
+        let plan = Plan::new(&snapshot.config, snapshot.ordered()).map_err(AppError::from);
+        let ready = plan.and_then(|plan| Ok((plan, self.doors.bind(snapshot)?)));
+        match ready {
+            Ok((plan, bound)) => self.enact(prepared, plan, bound),
             Err(error) => {
                 tracing::error!(%error, "the configuration stays as it is");
                 self.reloader.abandon(prepared, &error.to_string());
@@ -222,8 +231,11 @@ impl House {
         }
     }
 
-    fn enact(&mut self, prepared: Prepared, bound: Vec<(Listen, Bound)>) {
+    fn enact(&mut self, prepared: Prepared, plan: Plan, bound: Vec<(Listen, Bound)>) {
         let generation = self.reloader.enact(prepared);
+        if let Err(error) = self.steward.enact(plan) {
+            tracing::error!(%error, "no certificate can be ordered; restart");
+        }
         let snapshot = self.reloader.live.load();
         self.doors.open(bound, &snapshot);
         ports(&snapshot.config);
@@ -287,6 +299,7 @@ impl House {
 
     /// The log is closed while its workers still run, the threads end last.
     fn stop(self) {
+        self.steward.stop();
         self.keeper.stop();
         self.reloader.journal.close();
         self.admin.stop();
@@ -321,35 +334,6 @@ fn keyring(
         }
         journal.event(Event { name, facts });
     })
-}
-
-/// Says so if the sessions that may be open do not fit into the file descriptors that may be.
-fn descriptors(max_sessions: usize) {
-    let needed = max_sessions.saturating_mul(SESSION_DESCRIPTORS) + OTHER_DESCRIPTORS;
-    if let Some(most) = socket::raise_descriptors()
-        && most < needed as u64
-    {
-        tracing::warn!(
-            most,
-            needed,
-            "too few file descriptors for `process.max_sessions`; raise the hard limit (`LimitNOFILE=`, `ulimit -Hn`) or lower it"
-        );
-    }
-}
-
-/// Says so if connections cannot leave from all of `egress.ports`.
-fn ports(config: &Config) {
-    let Some(asked) = config.egress.as_ref().and_then(|e| e.ports) else {
-        return;
-    };
-    let usable = usable(asked);
-    if usable != Some(asked) {
-        tracing::warn!(
-            ?asked,
-            ?usable,
-            "`egress.ports` reaches beyond net.ipv4.ip_local_port_range, which bounds it (without a common port it has no effect); widen that range"
-        );
-    }
 }
 
 /// One instance of each wing per worker.

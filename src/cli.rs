@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod acme;
 mod audit;
 mod check;
 mod demo;
@@ -25,6 +26,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Certificates that are ordered: how they are, and a new one now
+    Acme(acme::Arguments),
     /// Read the audit log: verify it or search it, while it is written or on a copy
     Audit(audit::Arguments),
     /// Check a configuration and everything it names, and change nothing
@@ -56,6 +59,7 @@ Examples:
 /// Runs the command that the arguments name.
 pub fn main() -> ExitCode {
     let exit = match Arguments::parse().command {
+        Command::Acme(arguments) => acme::run(&arguments),
         Command::Audit(arguments) => audit::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),

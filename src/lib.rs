@@ -17,7 +17,7 @@ pub mod listener;
 pub mod reload;
 
 // floor 5: in force, inside, the way out
-//ACME
+pub mod acme;
 pub mod dial;
 pub mod sessions;
 pub mod snapshot;

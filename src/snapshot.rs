@@ -17,7 +17,7 @@ use crate::policy::allow_list::AllowList;
 use crate::policy::destination::Destinations;
 use crate::policy::route::Routes;
 use crate::record::{Redaction, TagKey};
-use crate::tls::{Dates, Keyring, Served};
+use crate::tls::{Dates, Keyring, Ordered, Served};
 
 mod caution;
 
@@ -157,6 +157,17 @@ impl Snapshot {
             config,
         };
         Ok((snapshot, warnings))
+    }
+
+    /// Every certificate that is ordered rather than read.
+    pub fn ordered(&self) -> Vec<Ordered> {
+        let mut all: Vec<Ordered> = Vec::new();
+        for ordered in self.ingress.iter().flat_map(|e| e.tls.ordered()) {
+            if !all.iter().any(|other| other.same(ordered)) {
+                all.push(ordered.clone());
+            }
+        }
+        all
     }
 
     /// Every socket that this configuration wants bound, but for the admin listener.

@@ -213,7 +213,7 @@ fn check(name: &str) -> Result<(), StoreError> {
             && !part.starts_with('.')
             && part
                 .bytes()
-                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_.*:".contains(&b))
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_.".contains(&b))
     };
     if name.len() <= NAME_BYTES_MAX && name.split('/').all(plain) {
         return Ok(());

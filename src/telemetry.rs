@@ -74,6 +74,12 @@ pub struct Metrics {
     /// Requests counted against the shared overflow bucket because the table was full.
     pub limiter_overflow: Counter,
     certificates: Family<CertificateLabel, Gauge>,
+    /// Certificates that were ordered and came.
+    pub certificates_issued: Counter,
+    /// Orders that failed.
+    pub certificate_failures: Counter,
+    /// Challenges of certificate authorities that were answered.
+    pub challenges_answered: Counter,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -180,8 +186,12 @@ impl Metrics {
             limiter_keys: Gauge::default(),
             limiter_overflow: Counter::default(),
             certificates: Family::default(),
+            certificates_issued: Counter::default(),
+            certificate_failures: Counter::default(),
+            challenges_answered: Counter::default(),
         };
         metrics.register_single();
+        metrics.register_certificates();
         metrics
     }
 
@@ -231,6 +241,25 @@ impl Metrics {
             "limiter_overflow",
             "Requests counted in the shared overflow bucket",
             self.limiter_overflow.clone(),
+        );
+    }
+
+    fn register_certificates(&mut self) {
+        let r = &mut self.registry;
+        r.register(
+            "certificates_issued",
+            "Certificates that were ordered and came",
+            self.certificates_issued.clone(),
+        );
+        r.register(
+            "certificate_failures",
+            "Orders of certificates that failed, by each certificate authority that was asked",
+            self.certificate_failures.clone(),
+        );
+        r.register(
+            "challenges_answered",
+            "Challenges of certificate authorities that were answered, on port 80 and 443",
+            self.challenges_answered.clone(),
         );
         r.register(
             "certificate_not_after_seconds",

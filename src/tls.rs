@@ -34,7 +34,7 @@ mod tickets;
 mod watch;
 
 pub use certificate::Certificate;
-pub use challenges::{Challenge, Challenges, NoAnswer};
+pub use challenges::{Challenge, Challenges, Given, NoAnswer};
 pub use client_auth::{Unbelieved, noting, refusal};
 pub use error::TlsError;
 pub use keeper::Keeper;

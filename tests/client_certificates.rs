@@ -73,8 +73,11 @@ async fn refused_soon(partner: &Partner) -> String {
     let begin = Instant::now();
     loop {
         match partner.get("/headers").await {
-            Err(error) => return error.to_string(),
-            Ok(answer) => assert!(begin.elapsed() < CHANGE_LIMIT, "still let in: {answer:?}"),
+            // One that was let in a moment before may be cut off.
+            Err(error) if error.kind() != std::io::ErrorKind::UnexpectedEof => {
+                return error.to_string();
+            }
+            other => assert!(begin.elapsed() < CHANGE_LIMIT, "still let in: {other:?}"),
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -126,7 +129,7 @@ async fn a_client_is_written_down_and_introduced_and_whoever_shows_nothing_is_re
     let principal = &before["principal"];
     assert_eq!(principal["subject"], "CN=acme");
     assert_eq!(principal["issuer"], "CN=ours");
-    assert_eq!(principal["serial"], "00abcd".trim_start_matches("00"));
+    assert_eq!(principal["serial"], "abcd");
     assert_eq!(principal["names"][0], "DNS:acme.partner.test");
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &badge.der);
     let digest: String = digest.as_ref().iter().map(|b| format!("{b:02x}")).collect();

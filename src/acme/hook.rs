@@ -96,7 +96,9 @@ mod tests {
             program,
             arguments: vec!["zone".to_owned(), "0".to_owned()],
         };
-        run(&hook, "set", "_acme-challenge.a.example", "v; $(x)").await.unwrap();
+        run(&hook, "set", "_acme-challenge.a.example", "v; $(x)")
+            .await
+            .unwrap();
         let text = fs::read_to_string(&out).unwrap();
         assert!(
             text.starts_with("zone 0 set _acme-challenge.a.example v; $(x)\n"),

@@ -132,7 +132,12 @@ mod tests {
         let kept = AccountKey::from_pkcs8(key.pkcs8()).unwrap();
         let payload = json!({ "a": 1 });
         let body = kept
-            .signed(&Signer::Account("https://ca.example/1"), "n", "u", Some(&payload))
+            .signed(
+                &Signer::Account("https://ca.example/1"),
+                "n",
+                "u",
+                Some(&payload),
+            )
             .unwrap();
         let body: Value = serde_json::from_slice(&body).unwrap();
         let protected: Value = serde_json::from_slice(&decoded(&body, "protected")).unwrap();

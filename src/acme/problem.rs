@@ -15,7 +15,9 @@ use super::hook::HookError;
 /// Why something asked of a certificate authority did not come about.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
-    #[error("{authority} cannot be reached: {why}; check the network, name service and firewall of this machine")]
+    #[error(
+        "{authority} cannot be reached: {why}; check the network, name service and firewall of this machine"
+    )]
     Unreachable { authority: String, why: String },
     /// An error without a problem document.
     #[error("{authority} answered with status {status}; it is probably out of order")]
@@ -28,8 +30,13 @@ pub(super) enum Failure {
     Problem(Problem),
     #[error("{authority} answered with something that is not ACME: {why}; check `acme.directory`")]
     NotAcme { authority: String, why: String },
-    #[error("the certificate authority does not offer {wanted} for this name, but {offered}; choose another `acme.challenge`")]
-    NotOffered { wanted: &'static str, offered: String },
+    #[error(
+        "the certificate authority does not offer {wanted} for this name, but {offered}; choose another `acme.challenge`"
+    )]
+    NotOffered {
+        wanted: &'static str,
+        offered: String,
+    },
     #[error("the certificate authority did not come to an end with {what} in time")]
     Slow { what: &'static str },
     #[error("the certificate that came is not what was ordered: {why}")]
@@ -54,7 +61,7 @@ pub(super) struct Problem {
     #[serde(default)]
     subproblems: Vec<Subproblem>,
     #[serde(skip)]
-    pub(super) retry_after: Option<Duration>,
+    retry_after: Option<Duration>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -70,19 +77,55 @@ const SUBPROBLEMS_MAX: usize = 3;
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 3600);
 
 const MENDS: [(&str, &str); 14] = [
-    ("accountDoesNotExist", "a new account is made at the next attempt"),
-    ("badSignatureAlgorithm", "this certificate authority does not take ECDSA P-256 account keys; choose another"),
-    ("caa", "a CAA record of this name does not allow this certificate authority; add it there, or choose another directory"),
-    ("connection", "check that the name's addresses lead to this listener and that its port is open to the internet: 443 for tls-alpn-01, 80 for http-01"),
-    ("dns", "check the name's A, AAAA and TXT records, as the internet sees them"),
-    ("externalAccountRequired", "add `acme.eab` with what this certificate authority gave you"),
-    ("incorrectResponse", "something else answers for this name; check where its A and AAAA records lead"),
+    (
+        "accountDoesNotExist",
+        "a new account is made at the next attempt",
+    ),
+    (
+        "badSignatureAlgorithm",
+        "this certificate authority does not take ECDSA P-256 account keys; choose another",
+    ),
+    (
+        "caa",
+        "a CAA record of this name does not allow this certificate authority; add it there, or choose another directory",
+    ),
+    (
+        "connection",
+        "check that the name's addresses lead to this listener and that its port is open to the internet: 443 for tls-alpn-01, 80 for http-01",
+    ),
+    (
+        "dns",
+        "check the name's A, AAAA and TXT records, as the internet sees them",
+    ),
+    (
+        "externalAccountRequired",
+        "add `acme.eab` with what this certificate authority gave you",
+    ),
+    (
+        "incorrectResponse",
+        "something else answers for this name; check where its A and AAAA records lead",
+    ),
     ("invalidContact", "correct `acme.contact`"),
-    ("invalidProfile", "choose an `acme.profile` that the directory offers, or leave it out"),
-    ("rateLimited", "wait; it is tried again when the certificate authority allows it"),
-    ("rejectedIdentifier", "this certificate authority does not certify this name; correct `hosts`, or choose another directory"),
-    ("tls", "something else ends TLS in front of this listener; let port 443 through as it is, or choose http-01 or a DNS challenge"),
-    ("unauthorized", "what was found for this name is not ours: check where its A and AAAA records lead, or the TXT record for a DNS challenge"),
+    (
+        "invalidProfile",
+        "choose an `acme.profile` that the directory offers, or leave it out",
+    ),
+    (
+        "rateLimited",
+        "wait; it is tried again when the certificate authority allows it",
+    ),
+    (
+        "rejectedIdentifier",
+        "this certificate authority does not certify this name; correct `hosts`, or choose another directory",
+    ),
+    (
+        "tls",
+        "something else ends TLS in front of this listener; let port 443 through as it is, or choose http-01 or a DNS challenge",
+    ),
+    (
+        "unauthorized",
+        "what was found for this name is not ours: check where its A and AAAA records lead, or the TXT record for a DNS challenge",
+    ),
     ("unsupportedContact", "correct `acme.contact`"),
 ];
 
@@ -116,6 +159,22 @@ impl Failure {
 }
 
 impl Problem {
+    /// What a certificate authority would say to an account without a binding, said before it is asked.
+    pub(super) fn binding_needed() -> Self {
+        Self {
+            kind: format!("{KIND_PREFIX}externalAccountRequired"),
+            ..Self::default()
+        }
+    }
+
+    /// This, with what the head of the answer said about trying again.
+    pub(super) fn waiting(self, retry_after: Option<Duration>) -> Self {
+        Self {
+            retry_after,
+            ..self
+        }
+    }
+
     pub(super) fn is(&self, kind: &str) -> bool {
         self.kind.strip_prefix(KIND_PREFIX) == Some(kind)
     }
@@ -123,7 +182,11 @@ impl Problem {
     fn code(&self) -> &str {
         let code = self.kind.strip_prefix(KIND_PREFIX).unwrap_or_default();
         let known = code.bytes().all(|b| b.is_ascii_alphanumeric()) && code.len() <= 64;
-        if known && !code.is_empty() { code } else { "problem" }
+        if known && !code.is_empty() {
+            code
+        } else {
+            "problem"
+        }
     }
 }
 
@@ -131,7 +194,10 @@ impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "the certificate authority says {}", self.code())?;
         let subproblems = self.subproblems.iter().take(SUBPROBLEMS_MAX);
-        for detail in [&self.detail].into_iter().chain(subproblems.map(|s| &s.detail)) {
+        for detail in [&self.detail]
+            .into_iter()
+            .chain(subproblems.map(|s| &s.detail))
+        {
             if !detail.is_empty() {
                 write!(f, ": {}", shown(detail))?;
             }

@@ -43,7 +43,8 @@ pub(super) struct Reply {
 const REQUEST_LIMIT: Duration = Duration::from_secs(30);
 /// A chain of certificates is a twentieth of it.
 const BODY_BYTES_MAX: usize = 256 * 1024;
-const AGENT: HeaderValue = HeaderValue::from_static(concat!("tollgate/", env!("CARGO_PKG_VERSION")));
+const AGENT: HeaderValue =
+    HeaderValue::from_static(concat!("tollgate/", env!("CARGO_PKG_VERSION")));
 const JOSE: HeaderValue = HeaderValue::from_static("application/jose+json");
 
 impl Transport {
@@ -118,9 +119,10 @@ impl Reply {
         let retry_after = self.retry_after();
         let (authority, status) = (self.authority, self.status.as_u16());
         let kind = self.fields.get(header::CONTENT_TYPE);
-        let problem = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/problem+json"));
+        let problem =
+            kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/problem+json"));
         match serde_json::from_slice::<Problem>(&self.body) {
-            Ok(read) if problem => Err(Failure::Problem(Problem { retry_after, ..read })),
+            Ok(read) if problem => Err(Failure::Problem(read.waiting(retry_after))),
             Ok(_) | Err(_) => Err(Failure::Answered {
                 authority,
                 status,
@@ -147,14 +149,16 @@ impl Reply {
     }
 
     /// `Retry-After` (RFC 9110 section 10.2.3): seconds, or a date.
-    pub(super) fn retry_after(&self) -> Option<std::time::Duration> {
+    pub(super) fn retry_after(&self) -> Option<Duration> {
         let text = self.field("retry-after")?.trim();
         if let Ok(seconds) = text.parse() {
             return Some(Duration::from_secs(seconds));
         }
         let at = rfc2822::parse(text).ok()?.timestamp().as_second();
         let now = clock::wall_ns() / 1_000_000_000;
-        Some(Duration::from_secs(u64::try_from(at).ok()?.saturating_sub(now)))
+        Some(Duration::from_secs(
+            u64::try_from(at).ok()?.saturating_sub(now),
+        ))
     }
 }
 
@@ -187,7 +191,9 @@ fn request(
         request = request.header(header::CONTENT_TYPE, JOSE);
     }
     let body = Full::new(Bytes::from(body.unwrap_or_default()));
-    let request = request.body(body).map_err(|_| wrong("not the URL of a host"))?;
+    let request = request
+        .body(body)
+        .map_err(|_| wrong("not the URL of a host"))?;
     Ok((to, request))
 }
 
@@ -230,10 +236,18 @@ mod tests {
 
     #[test]
     fn nothing_but_https_is_asked() {
-        for url in ["http://ca.example/", "ca.example", "https://", "file:///etc/passwd"] {
+        for url in [
+            "http://ca.example/",
+            "ca.example",
+            "https://",
+            "file:///etc/passwd",
+        ] {
             assert!(request(Method::GET, url, None).is_err(), "{url}");
         }
         let (to, request) = request(Method::GET, "https://[::1]:8443/a?b", None).unwrap();
-        assert_eq!((to.port, request.uri().to_string()), (8443, "/a?b".to_owned()));
+        assert_eq!(
+            (to.port, request.uri().to_string()),
+            (8443, "/a?b".to_owned())
+        );
     }
 }

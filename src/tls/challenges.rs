@@ -43,6 +43,13 @@ struct Answer<T> {
     answer: T,
 }
 
+/// What answers one question of a certificate authority.
+pub struct Given<T> {
+    pub answer: T,
+    /// How often it has been given before.
+    pub before: u64,
+}
+
 /// One pending challenge; no longer pending when it is dropped.
 #[must_use = "the challenge is pending as long as this is held"]
 pub struct Challenge {
@@ -105,24 +112,20 @@ impl Challenges {
     }
 
     /// What answers the handshake that begins with `hello`, if that is a challenge and nothing else.
-    pub(super) fn answer_tls(&self, hello: &ClientHello<'_>) -> Option<Arc<ServerConfig>> {
+    pub(super) fn answer_tls(&self, hello: &ClientHello<'_>) -> Option<Given<Arc<ServerConfig>>> {
         let mut protocols = hello.alpn()?;
         if protocols.next() != Some(PROTOCOL) || protocols.next().is_some() {
             return None;
         }
         let pending = self.pending.load();
-        let found = pending.tls.get(hello.server_name()?)?;
-        found.given.fetch_add(1, Ordering::Relaxed);
-        Some(Arc::clone(&found.answer))
+        Some(pending.tls.get(hello.server_name()?)?.give())
     }
 
     /// What answers a request for `path`, if that is a challenge.
-    pub fn answer_http(&self, path: &str) -> Option<Box<str>> {
+    pub fn answer_http(&self, path: &str) -> Option<Given<Box<str>>> {
         let token = path.strip_prefix("/.well-known/acme-challenge/")?;
         let pending = self.pending.load();
-        let found = pending.http.get(token)?;
-        found.given.fetch_add(1, Ordering::Relaxed);
-        Some(found.answer.clone())
+        Some(pending.http.get(token)?.give())
     }
 
     fn held(self: &Arc<Self>, key: Key, given: Arc<AtomicU64>) -> Challenge {
@@ -140,6 +143,15 @@ impl Challenges {
         change(&mut pending);
         self.pending.store(Arc::new(pending));
         drop(changing);
+    }
+}
+
+impl<T: Clone> Answer<T> {
+    fn give(&self) -> Given<T> {
+        Given {
+            answer: self.answer.clone(),
+            before: self.given.fetch_add(1, Ordering::Relaxed),
+        }
     }
 }
 
@@ -217,15 +229,16 @@ mod tests {
     fn a_challenge_is_answered_as_long_as_it_is_held() {
         let challenges = Arc::new(Challenges::default());
         let path = "/.well-known/acme-challenge/token";
-        assert!(!challenges.http_pending() && challenges.answer_http(path).is_none());
+        let answer = |path| challenges.answer_http(path).map(|given| given.answer);
+        assert!(!challenges.http_pending() && answer(path).is_none());
         let held = challenges.http("token", "token.print");
         assert!(challenges.http_pending() && !challenges.tls_pending());
-        assert_eq!(challenges.answer_http(path).as_deref(), Some("token.print"));
-        assert_eq!(challenges.answer_http("/token"), None);
+        assert_eq!(answer(path).as_deref(), Some("token.print"));
+        assert_eq!(answer("/token"), None);
         assert_eq!(held.given(), 1);
         let newer = challenges.http("token", "again");
         drop(held);
-        assert_eq!(challenges.answer_http(path).as_deref(), Some("again"));
+        assert_eq!(answer(path).as_deref(), Some("again"));
         drop(newer);
         assert!(!challenges.http_pending());
     }

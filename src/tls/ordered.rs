@@ -34,6 +34,11 @@ impl Ordered {
         self.slot.load_full()
     }
 
+    /// Whether both are the same order of the same place.
+    pub fn same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.slot, &other.slot) && self.acme == other.acme
+    }
+
     /// Reads a chain and its key, both PEM, and checks that a client that asks for this name accepts them now.
     ///
     /// # Errors

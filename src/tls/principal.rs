@@ -112,10 +112,18 @@ fn features(leaf: &CertificateDer<'_>, read: &X509Certificate<'_>) -> Certificat
     Certificate::new(&Features {
         subject: &name(read.subject()),
         issuer: &name(read.issuer()),
-        serial: &hexadecimal(read.raw_serial()),
+        serial: &serial(read.raw_serial()),
         fingerprint: &hexadecimal(digest::digest(&digest::SHA256, leaf).as_ref()),
         names: &names,
     })
+}
+
+/// Without the zero that says that the number is not negative.
+fn serial(bytes: &[u8]) -> String {
+    match bytes {
+        [0, rest @ ..] if !rest.is_empty() => hexadecimal(rest),
+        all => hexadecimal(all),
+    }
 }
 
 fn general_name(name: &GeneralName<'_>) -> String {

@@ -18,7 +18,7 @@ use super::client_auth::{Trust, Unbelieved};
 use super::names::Names;
 use super::principal::Principal;
 use super::tickets::{TicketKeys, Ticketer};
-use super::{Certificate, Challenges, Ordered};
+use super::{Certificate, Challenges, Given, Ordered};
 
 /// What one listener serves TLS with. Its certificates, and whom it believes, are replaced in place; everything else is
 /// as configured.
@@ -156,7 +156,7 @@ impl Served {
     }
 
     /// What answers a handshake that is a challenge.
-    pub fn answer(&self, hello: &ClientHello<'_>) -> Option<Arc<ServerConfig>> {
+    pub fn answer(&self, hello: &ClientHello<'_>) -> Option<Given<Arc<ServerConfig>>> {
         self.challenges()?.answer_tls(hello)
     }
 

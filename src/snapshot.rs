@@ -4,9 +4,11 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use aws_lc_rs::digest;
+use http::HeaderValue;
 use ipnet::IpNet;
 
 use crate::addr::{Host, PrefixSet};
@@ -39,6 +41,8 @@ pub struct Entrance {
     pub listen: Vec<SocketAddr>,
     pub redirect_http: Vec<SocketAddr>,
     pub tls: Arc<Served>,
+    /// `Strict-Transport-Security`, for answers that have none.
+    pub hsts: Option<HeaderValue>,
     pub proxy_protocol_from: PrefixSet,
     pub list: AllowList,
     pub quotas: Vec<Quota>,
@@ -196,6 +200,7 @@ fn entrance(
         listen: ingress.listen.clone(),
         redirect_http: ingress.redirect_http.clone(),
         tls,
+        hsts: ingress.hsts.and_then(hsts),
         proxy_protocol_from: set(&ingress.proxy_protocol_from),
         list: list(ingress.allow.as_deref(), &ingress.deny),
         quotas: quotas(config, &ingress.limits),
@@ -284,6 +289,11 @@ fn forward(config: &Config, forward: &typed::Forward) -> Forward {
     }
 }
 
+/// The host alone: what is below it is not ours to speak for.
+fn hsts(life: Duration) -> Option<HeaderValue> {
+    HeaderValue::try_from(format!("max-age={}", life.as_secs())).ok()
+}
+
 fn set(nets: &[IpNet]) -> PrefixSet {
     nets.iter().copied().collect()
 }
@@ -368,8 +378,7 @@ mod tests {
 
     fn compiled(folder: &Path, generation: u64) -> Result<Snapshot, Mistakes> {
         let (config, _) = config::load(&folder.join("tollgate.toml"))?;
-        let keyring =
-            Keyring::new(std::time::Duration::from_secs(60), Arc::default(), |_| ()).unwrap();
+        let keyring = Keyring::new(Duration::from_secs(60), Arc::default(), |_| ()).unwrap();
         let made = Snapshot::compile(config, generation, TagKey::draw(), &keyring, Dates::Heed);
         made.map(|(snapshot, _)| snapshot)
     }

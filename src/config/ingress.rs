@@ -107,6 +107,9 @@ pub(super) fn ingress(table: &Table<'_>, around: &mut Around<'_>) -> Option<Ingr
         redirect_http: &redirect_http,
     };
     let tls = tls(table, ground);
+    let hsts = table
+        .value("hsts")
+        .and_then(|v| v.duration(24 * HOUR..=730 * 24 * HOUR));
     let (allow, deny) = (sets.allow(table, "allow"), sets.nets(&table.list("deny")));
     let proxy_protocol_from = sets.some(table, "proxy_protocol_from", everybody);
     let limits = limits(table, around.limits);
@@ -114,6 +117,7 @@ pub(super) fn ingress(table: &Table<'_>, around: &mut Around<'_>) -> Option<Ingr
         listen,
         redirect_http,
         tls: tls?,
+        hsts,
         proxy_protocol_from,
         allow,
         deny,

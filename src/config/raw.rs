@@ -268,7 +268,7 @@ impl<'t> Value<'t> {
         Some(address)
     }
 
-    fn duration(&self, bounds: RangeInclusive<Duration>) -> Option<Duration> {
+    pub(super) fn duration(&self, bounds: RangeInclusive<Duration>) -> Option<Duration> {
         if self.value.is_integer() {
             return self.is_not("a duration", r#"write it with its unit, as in "30s""#);
         }

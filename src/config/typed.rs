@@ -163,6 +163,8 @@ pub struct Ingress {
     pub listen: Vec<SocketAddr>,
     pub redirect_http: Vec<SocketAddr>,
     pub tls: Tls,
+    /// How long browsers shall not come without TLS.
+    pub hsts: Option<Duration>,
     /// PROXY v1/v2 is required from these peers and not looked for from others.
     pub proxy_protocol_from: Vec<IpNet>,
     /// `None`: everyone.

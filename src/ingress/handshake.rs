@@ -103,6 +103,7 @@ impl Ingress {
             tls: tls_version(tls.protocol_version()),
             certificate: agreed.certificate,
             shown: agreed.shown,
+            hsts: entrance.hsts.clone(),
             frames,
             pulse,
             session,

@@ -76,11 +76,15 @@ impl Ingress {
                 (Some(authority), self.pass(entry, arrival).await)
             }
         };
-        let response = passed.unwrap_or_else(|refused: Refused| {
+        let mut response = passed.unwrap_or_else(|refused: Refused| {
             let target = name.as_ref().map_or("", |authority| &*authority.name);
             self.deny(&visitor, refused.refusal, target);
             Arrival::problem(&visitor, refused, &id, unread)
         });
+        if let Some(hsts) = &visitor.hsts {
+            let name = header::STRICT_TRANSPORT_SECURITY;
+            response.headers_mut().entry(name).or_insert(hsts.clone());
+        }
         self.metrics.responded(response.status().as_u16());
         drop(busy);
         if silent {

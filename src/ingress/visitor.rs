@@ -32,6 +32,8 @@ pub(super) struct Visitor {
     pub(super) certificate: Arc<Certificate>,
     /// What it has shown.
     pub(super) shown: Option<Box<Shown>>,
+    /// `Strict-Transport-Security`, for answers that have none.
+    pub(super) hsts: Option<HeaderValue>,
     /// It speaks HTTP/2.
     pub(super) frames: bool,
     pub(super) pulse: Arc<Pulse>,

@@ -31,8 +31,8 @@ pub(super) const PERIODS_AFTER: u64 = 3;
 const KEYS_MAX: usize = 32;
 const NAME_BYTES: usize = 16;
 const SECRET_BYTES: usize = 32;
-/// RFC 8446 section 4.6.1: seven days.
-const LIFETIME_SECONDS_MAX: u64 = 604_800;
+/// No client is told to keep a ticket for longer than a day (RFC 8446 section 4.6.1 allows seven).
+const LIFETIME_SECONDS_MAX: u64 = 86_400;
 
 /// The ticket keys of one process. They survive a reload.
 pub(super) struct TicketKeys {
@@ -425,8 +425,8 @@ mod tests {
     }
 
     #[test]
-    fn the_hint_is_what_a_ticket_is_good_for_and_a_week_at_most() {
-        for (every, hint) in [(1, 3), (12 * 3600, 36 * 3600), (7 * 86400, 604_800)] {
+    fn the_hint_is_what_a_ticket_is_good_for_and_a_day_at_most() {
+        for (every, hint) in [(1, 3), (3600, 3 * 3600), (12 * 3600, 86_400)] {
             let keys = TicketKeys::new(Duration::from_secs(every));
             assert_eq!(ticketer(&keys).lifetime(), hint);
         }

@@ -16,6 +16,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::audit::Journal;
 use crate::clock::{self, Id};
+use crate::config::Mistakes;
 use crate::config::typed::{AcmeStore, Config};
 use crate::reach::{Reach, Trust, TrustError};
 use crate::secret::{KeyError, SealKeys};
@@ -29,12 +30,15 @@ mod answer;
 mod client;
 mod hook;
 mod jose;
+mod obtain;
 mod order;
 mod problem;
 mod renewal;
 mod shelf;
+mod tell;
 mod tend;
 mod transport;
+mod window;
 
 use shelf::{Attempts, KeptCertificate, Kind, Shelf, Wish};
 use tend::{Tended, Tools};
@@ -69,6 +73,19 @@ pub enum AcmeError {
     Trust(#[from] TrustError),
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+impl AcmeError {
+    /// What is to be mended in `config`. Its text says what is wrong, then what mends it.
+    fn mistakes(&self, config: &Config) -> Mistakes {
+        let key = match self {
+            Self::Key(_) => "process.key_file",
+            Self::Trust(_) | Self::Store(_) => "ingress",
+        };
+        let text = self.to_string();
+        let (problem, mend) = text.split_once("; ").unwrap_or((&text, "check that file"));
+        config.source.remark(key, problem, mend).into()
+    }
 }
 
 impl Steward {
@@ -165,7 +182,14 @@ async fn follow(
 
 impl Plan {
     /// For `names` of `config`. Blocks on file access.
-    pub fn new(config: &Config, names: Vec<Ordered>) -> Result<Self, AcmeError> {
+    ///
+    /// # Errors
+    /// A file of roots or keys that cannot be used.
+    pub fn new(config: &Config, names: Vec<Ordered>) -> Result<Self, Mistakes> {
+        Self::made(config, names).map_err(|error| error.mistakes(config))
+    }
+
+    fn made(config: &Config, names: Vec<Ordered>) -> Result<Self, AcmeError> {
         let reach = reach(config);
         let mut stores = Vec::new();
         let mut shelved = Vec::new();

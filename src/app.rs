@@ -15,7 +15,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::Level;
 
-use crate::acme::{AcmeError, Plan, Steward};
+use crate::acme::{Plan, Steward};
 use crate::admin::{Admin, Health};
 use crate::audit::{self, Journal};
 use crate::config::typed::LogFormat;
@@ -42,9 +42,6 @@ use machine::{descriptors, ports};
 /// Why the process could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
-    /// Certificates cannot be ordered.
-    #[error(transparent)]
-    Acme(#[from] AcmeError),
     /// The audit log cannot be opened.
     #[error(transparent)]
     Audit(#[from] audit::OpenError),
@@ -159,7 +156,7 @@ impl House {
         };
         let mut doors = Doors::new(wings, reception);
         let snapshot = live.load();
-        let plan = Plan::new(&snapshot.config, snapshot.ordered())?;
+        let plan = Plan::new(&snapshot.config, snapshot.ordered()).map_err(AppError::Config)?;
         let admin = Bound::new(snapshot.config.admin.listen)?;
         let bound = doors.bind(&snapshot)?;
         let health = Arc::new(Health {
@@ -220,7 +217,7 @@ impl House {
         };
         warn(&prepared.warnings);
         let snapshot = prepared.snapshot();
-        let plan = Plan::new(&snapshot.config, snapshot.ordered()).map_err(AppError::from);
+        let plan = Plan::new(&snapshot.config, snapshot.ordered()).map_err(AppError::Config);
         let ready = plan.and_then(|plan| Ok((plan, self.doors.bind(snapshot)?)));
         match ready {
             Ok((plan, bound)) => self.enact(prepared, plan, bound),

@@ -32,7 +32,7 @@ pub struct Store {
 
 enum Place {
     Folder(Folder),
-    Redis(Redis),
+    Redis(Box<Redis>),
 }
 
 /// Held by one process at a time: in a folder until it ends, in Redis as long as it is renewed.
@@ -92,7 +92,7 @@ impl Store {
     /// Its file of roots cannot be used.
     pub fn redis(server: &RedisStore, reach: Reach, seal: SealKeys) -> Result<Self, TrustError> {
         Ok(Self {
-            place: Arc::new(Place::Redis(Redis::new(server, reach)?)),
+            place: Arc::new(Place::Redis(Box::new(Redis::new(server, reach)?))),
             seal: Some(seal),
         })
     }

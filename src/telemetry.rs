@@ -74,12 +74,18 @@ pub struct Metrics {
     /// Requests counted against the shared overflow bucket because the table was full.
     pub limiter_overflow: Counter,
     certificates: Family<CertificateLabel, Gauge>,
-    /// Certificates that were ordered and came.
-    pub certificates_issued: Counter,
-    /// Orders that failed.
-    pub certificate_failures: Counter,
+    pub orders: Orders,
+}
+
+/// Certificates that are ordered.
+#[derive(Default)]
+pub struct Orders {
+    /// Those that came.
+    pub issued: Counter,
+    /// Orders that failed, by each certificate authority that was asked.
+    pub failed: Counter,
     /// Challenges of certificate authorities that were answered.
-    pub challenges_answered: Counter,
+    pub answered: Counter,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -186,9 +192,7 @@ impl Metrics {
             limiter_keys: Gauge::default(),
             limiter_overflow: Counter::default(),
             certificates: Family::default(),
-            certificates_issued: Counter::default(),
-            certificate_failures: Counter::default(),
-            challenges_answered: Counter::default(),
+            orders: Orders::default(),
         };
         metrics.register_single();
         metrics.register_certificates();
@@ -249,17 +253,17 @@ impl Metrics {
         r.register(
             "certificates_issued",
             "Certificates that were ordered and came",
-            self.certificates_issued.clone(),
+            self.orders.issued.clone(),
         );
         r.register(
             "certificate_failures",
             "Orders of certificates that failed, by each certificate authority that was asked",
-            self.certificate_failures.clone(),
+            self.orders.failed.clone(),
         );
         r.register(
             "challenges_answered",
             "Challenges of certificate authorities that were answered, on port 80 and 443",
-            self.challenges_answered.clone(),
+            self.orders.answered.clone(),
         );
         r.register(
             "certificate_not_after_seconds",

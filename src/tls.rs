@@ -388,9 +388,9 @@ mod tests {
         Tls {
             certificates: vec![pair],
             unknown_sni: UnknownSni::Default,
+            acme: None,
             min_version: TlsVersion::V12,
             client_auth: None,
-            acme: None,
         }
     }
 

@@ -281,6 +281,15 @@ fn one_bad_name_never_holds_up_another_and_says_why() {
     let gate = place.spawn(&config.replace(&format!("hosts = [\"{HOST}\"]"), &hosts));
     wait_served(&place, &gate, &root);
     let failed = wait_events(&place, "certificate_failed", 1);
+    let mut other = Command::new("curl");
+    other.args(["--silent", "--insecure", "--noproxy", "", "--resolve"]);
+    other.arg(format!("other.test:{}:127.0.0.1", place.https));
+    let done = run(other.arg(format!("https://other.test:{}/", place.https)));
+    assert_eq!(
+        done.code,
+        Some(35),
+        "no other certificate in its stead: {done:?}"
+    );
     let facts = &failed[0]["facts"];
     assert_eq!(facts["certificate"], "other.test");
     assert_eq!(facts["reason"], "rejectedIdentifier");

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use rcgen::ExtendedKeyUsagePurpose;
 use rustls::HandshakeKind;
 use rustls::version::{TLS12, TLS13};
 use support::authority::{Authority, FRESH, Life, Looker, Pair};
@@ -184,7 +185,11 @@ async fn a_host_of_another_certificate_is_misdirected() {
     for (host, status) in [("b.test", 200), ("both.test", 421), ("x.b.test", 200)] {
         assert_eq!(shown.get(host).await, status, "{host}");
     }
-    assert_eq!(upstream.heads().len(), 7, "a misdirected request went on");
+    // Who names no server would be shown the same certificate again: another connection would be of no use.
+    let nameless = Looker::credulous(place.https, &ca).nameless();
+    let mut shown = nameless.look("a.test").await.unwrap();
+    assert_eq!(shown.get("b.test").await, 200);
+    assert_eq!(upstream.heads().len(), 8, "a misdirected request went on");
     assert!(gate.stop(STOP_LIMIT).success());
     let log = Log::read(&place.state());
     let denied = log.kind("denied").filter(|r| r["reason"] == "misdirected");
@@ -610,10 +615,16 @@ fn check_warns_of_hosts_without_a_certificate_and_of_short_chains() {
     let (place, upstream) = (Place::new(), Upstream::start());
     let root = Authority::new("root");
     let middle = root.below("middle", FRESH);
-    let mut whole = middle.issue(&["a.test"], FRESH);
+    let uses = [
+        ExtendedKeyUsagePurpose::ClientAuth,
+        ExtendedKeyUsagePurpose::ServerAuth,
+    ];
+    let mut whole = middle.issue_for(&["a.test"], FRESH, &uses);
     whole.cert += &(middle.pem() + &root.pem());
     let whole = Files::new(&place, "whole", &whole);
-    let alone = Files::new(&place, "alone", &middle.issue(&["b.test"], FRESH));
+    let uses = [ExtendedKeyUsagePurpose::ClientAuth];
+    let alone = middle.issue_for(&["b.test"], FRESH, &uses);
+    let alone = Files::new(&place, "alone", &alone);
     let hosts = "hosts = [\"a.test\", \"c.test\", \"*.c.test\"]";
     let text = configuration(&place, &upstream, &[&whole, &alone], "", hosts);
     let (code, report) = check(&place, &text);
@@ -624,6 +635,10 @@ fn check_warns_of_hosts_without_a_certificate_and_of_short_chains() {
         ("certificates", "no certificate is for `*.c.test`"),
         ("certificates[1].cert", "is for b.test: for none of"),
         ("certificates[1].cert", "without the one that issued it"),
+        (
+            "certificates[1].cert",
+            "is for other uses than a TLS server's",
+        ),
     ] {
         let key = format!("ingress[0].tls.{key}");
         let same = |w: &&serde_json::Value| {
@@ -635,5 +650,5 @@ fn check_warns_of_hosts_without_a_certificate_and_of_short_chains() {
             "{problem}: {report:#}"
         );
     }
-    assert_eq!(warnings.len(), 4, "{report:#}");
+    assert_eq!(warnings.len(), 5, "{report:#}");
 }

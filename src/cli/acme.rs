@@ -183,7 +183,8 @@ fn desks(file: &ConfigFile) -> Result<Vec<Desk>, AcmeCommandError> {
     let (config, _) = config::load(&file.config)?;
     let keyring = Keyring::new(config.process.tickets.every, Arc::default(), |_| ())?;
     // The tags of this snapshot are never written, so any key will do.
-    let (snapshot, _) = Snapshot::compile(config, 1, TagKey::draw(), &keyring, Dates::Ignore)?;
+    let dates = Dates::Ignore; // what files hold is not asked about here
+    let (snapshot, _) = Snapshot::compile(config, 1, TagKey::draw(), &keyring, dates)?;
     let ordered = snapshot.ordered();
     if ordered.is_empty() {
         return Err(AcmeCommandError::Nothing);

@@ -4,6 +4,7 @@ use std::io::{self, Write};
 use std::sync::Arc;
 
 use super::{ConfigFile, Exit, print};
+use crate::acme::Plan;
 use crate::config::typed::Config;
 use crate::config::{self, Mistakes, Remark, Warning};
 use crate::record::TagKey;
@@ -35,7 +36,9 @@ pub(super) fn run(arguments: &Arguments) -> Exit {
                 Remark::on_file(&arguments.file.config, error.to_string(), mend)
             },
         )?;
-        Snapshot::compile(config, 1, TagKey::draw(), &keyring, Dates::Heed)
+        let made = Snapshot::compile(config, 1, TagKey::draw(), &keyring, Dates::Heed)?;
+        Plan::new(&made.0.config, made.0.ordered())?;
+        Ok(made)
     };
     let (warnings, mistakes) = match config::load(&arguments.file.config) {
         Err(mistakes) => (Vec::new(), Some(mistakes)),

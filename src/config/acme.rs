@@ -50,7 +50,7 @@ pub(super) fn acme(tls: &Table<'_>, ground: Ground<'_>) -> Option<Acme> {
     let contact = table.value("contact").and_then(|v| v.parsed(contact));
     let challenge = table.word("challenge", &CHALLENGES, Challenge::TlsAlpn);
     let hook = hook(&table, challenge, ground.folder);
-    let first = issuer(&table, LETS_ENCRYPT, ground.folder);
+    let first = issuer(&table, Some(LETS_ENCRYPT), ground.folder);
     let mut issuers = Vec::from_iter(first);
     let fallback = table.list("fallback");
     if fallback.len() >= ISSUERS_MAX {
@@ -134,9 +134,9 @@ fn possible(table: &Table<'_>, acme: &Acme, ground: Ground<'_>) {
 }
 
 /// A certificate authority: `directory` and what goes with it.
-fn issuer(table: &Table<'_>, default: &str, folder: &Path) -> Option<Issuer> {
+fn issuer(table: &Table<'_>, default: Option<&str>, folder: &Path) -> Option<Issuer> {
     let directory = match table.value("directory") {
-        None => directory(default).ok(),
+        None => default.and_then(|default| directory(default).ok()),
         Some(value) => value.parsed(directory),
     };
     let profile = table.value("profile").and_then(|v| v.parsed(profile));
@@ -170,9 +170,8 @@ fn other(value: &Value<'_>, folder: &Path) -> Option<Issuer> {
     let table = value.table()?;
     if table.value("directory").is_none() {
         table.missing("directory", r#"add `directory = "https://..."`"#);
-        return None;
     }
-    issuer(&table, LETS_ENCRYPT, folder)
+    issuer(&table, None, folder)
 }
 
 /// The URL, and whom it is asked of.

@@ -22,7 +22,7 @@ pub(super) fn tls(ingress: &Table<'_>, ground: Ground<'_>) -> Option<Tls> {
     let Some(table) = ingress.table("tls") else {
         if ingress.value("tls").is_none() {
             let mend = format!(
-                "add `tls.acme = {{ contact = \"ops@example.com\" }}` to have certificates ordered, or `[ingress.tls]` with {EXAMPLE}"
+                "add `tls.acme = {{ contact = \"ops@example.com\" }}`, or `[ingress.tls]` with {EXAMPLE}"
             );
             ingress.missing("tls", &mend);
         }

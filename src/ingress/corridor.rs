@@ -101,7 +101,7 @@ impl Ingress {
         name: &str,
         before: u64,
     ) {
-        self.metrics.challenges_answered.inc();
+        self.metrics.orders.answered.inc();
         if before >= RECORDED_MAX {
             return;
         }

@@ -38,8 +38,8 @@ pub(super) struct Rejected {
 /// A connection over which both sides know of each other what they will.
 struct Agreed {
     io: Io,
-    /// What the client was shown.
-    certificate: Arc<Certificate>,
+    /// What the client was shown for the name that it asked for.
+    certificate: Option<Arc<Certificate>>,
     /// What it has shown.
     shown: Option<Box<Shown>>,
 }

@@ -28,8 +28,9 @@ pub(super) struct Visitor {
     /// The client address, for the forwarded fields.
     pub(super) address: HeaderValue,
     pub(super) tls: &'static str,
-    /// What it was shown.
-    pub(super) certificate: Arc<Certificate>,
+    /// What it was shown for the server name that it asked for. Who asked for none would be shown the same on every
+    /// connection: it is served every host on this one.
+    pub(super) certificate: Option<Arc<Certificate>>,
     /// What it has shown.
     pub(super) shown: Option<Box<Shown>>,
     /// `Strict-Transport-Security`, for answers that have none.
@@ -76,9 +77,9 @@ impl Visitor {
             return Ok(read.clone());
         }
         let authority = Arc::new(Authority::parse(text)?);
-        let misdirected = entrance(&live.load(), self.listen).is_some_and(|entrance| {
-            let served = &entrance.tls;
-            served.misdirected(&self.certificate, &authority.host)
+        let misdirected = self.certificate.as_ref().is_some_and(|given| {
+            entrance(&live.load(), self.listen)
+                .is_some_and(|entrance| entrance.tls.misdirected(given, &authority.host))
         });
         let read = Addressed {
             authority,

@@ -37,19 +37,28 @@ pub(super) fn serve(
         .collect();
     let (certificates, hosts) = (served.certificates(), hosts(ingress));
     for host in &hosts {
-        if !certificates.iter().any(|c| is_for(c, host)) {
+        let ordered = served.ordered().iter().any(|o| o.name == **host);
+        if !ordered && !certificates.iter().any(|c| is_for(c, host)) {
             let problem = format!("no certificate is for `{}`", shown(host));
             let mend =
                 "add one that has this name (*. stands for one label), or take it from `hosts`";
             said.push(remark("certificates", problem, mend));
         }
     }
-    for (n, certificate) in certificates.iter().enumerate() {
+    // What was ordered stands behind what files hold.
+    let from_files = certificates.iter().take(ingress.tls.certificates.len());
+    for (n, certificate) in from_files.enumerate() {
         let (label, key) = (&certificate.label, format!("certificates[{n}].cert"));
         if !hosts.is_empty() && !hosts.iter().any(|host| is_for(certificate, host)) {
             let names = certificate.shown();
             let problem = format!("{label}: is for {names}: for none of this listener's `hosts`");
             said.push(remark(&key, problem, "check that it is the right file"));
+        }
+        if !certificate.for_servers {
+            let problem =
+                format!("{label}: is for other uses than a TLS server's: clients refuse it");
+            let mend = "issue it again with `serverAuth` in its extended key usage";
+            said.push(remark(&key, problem, mend));
         }
         if certificate.alone {
             let problem = format!("{label}: holds one certificate, without the one that issued it");

@@ -26,7 +26,7 @@ use super::pem;
 /// Longer chains are bundles of roots given by mistake; each handshake would carry them.
 const CHAIN_CERTIFICATES_MAX: usize = 10;
 /// Names of one certificate that are looked at.
-const NAMES_MAX: usize = 1000;
+const NAMES_MAX: usize = 5000;
 /// Characters of a subject in a message.
 const SUBJECT_CHARS_MAX: usize = 100;
 
@@ -41,6 +41,8 @@ pub struct Certificate {
     pub not_before: i64,
     /// In seconds since 1970, the last at which the whole chain is valid. A root that is sent along does not count.
     pub not_after: i64,
+    /// Its uses, if any are given, include that by a TLS server.
+    pub for_servers: bool,
     /// The leaf's issuer is not among what is sent, and it is not its own issuer.
     pub alone: bool,
     path: PathBuf,
@@ -99,6 +101,7 @@ impl Certificate {
             serial: facts.serial.into(),
             not_before: days().map(|d| d.first).max().unwrap_or(i64::MAX),
             not_after: days().map(|d| d.last).min().unwrap_or(i64::MIN),
+            for_servers: facts.for_servers,
             alone: facts.alone,
             path,
             days: facts.days,
@@ -243,6 +246,7 @@ struct Facts {
     days: Vec<Days>,
     /// The place, from 1, of the first certificate that the next one did not issue.
     broken: Option<usize>,
+    for_servers: bool,
     alone: bool,
 }
 
@@ -258,7 +262,9 @@ impl Facts {
         let Some(leaf) = read.first() else {
             return Err((1, "it is missing".to_owned()));
         };
-        let names = Names::read(leaf).map_err(|error| (1, error.to_string()))?;
+        let unusable = |error: X509Error| (1, error.to_string());
+        let names = Names::read(leaf).map_err(unusable)?;
+        let uses = leaf.extended_key_usage().map_err(unusable)?;
         let pairs = read.iter().zip(read.iter().skip(1));
         let broken = pairs.clone().position(|(of, by)| !issued(of, by));
         let own = |c: &X509Certificate<'_>| c.subject() == c.issuer();
@@ -274,6 +280,7 @@ impl Facts {
             names,
             days: days.map(|(_, c)| Days::of(c)).collect(),
             broken: broken.map(|at| at + 1),
+            for_servers: uses.is_none_or(|uses| uses.value.any || uses.value.server_auth),
             alone: read.len() == 1 && !own(leaf),
         })
     }

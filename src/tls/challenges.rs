@@ -5,6 +5,7 @@
 //! then closed (RFC 8737), or a text that is public (RFC 8555 section 8.3). Nothing here leads to HTTP or an upstream.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -143,6 +144,12 @@ impl Challenges {
         change(&mut pending);
         self.pending.store(Arc::new(pending));
         drop(changing);
+    }
+}
+
+impl fmt::Debug for Challenges {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Challenges(..)")
     }
 }
 

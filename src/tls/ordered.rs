@@ -34,6 +34,17 @@ impl Ordered {
         self.slot.load_full()
     }
 
+    /// Whether a client that asks for the server name `name` means this one.
+    pub(super) fn is_for(&self, name: &str) -> bool {
+        match &self.name {
+            HostPattern::Exact(Host::Name(own)) => **own == *name,
+            HostPattern::Exact(Host::Address(_)) => false,
+            HostPattern::Below(below) => name
+                .split_once('.')
+                .is_some_and(|(_, above)| above == &**below),
+        }
+    }
+
     /// Whether both are the same order of the same place.
     pub fn same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.slot, &other.slot) && self.acme == other.acme

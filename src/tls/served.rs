@@ -58,8 +58,8 @@ struct Front {
 /// How the handshake with one client goes on.
 pub struct Choice {
     pub config: Arc<ServerConfig>,
-    /// What the client is shown.
-    pub certificate: Arc<Certificate>,
+    /// What the client is shown for the name that it asked for. `None` if it asked for none.
+    pub certificate: Option<Arc<Certificate>>,
 }
 
 impl Served {
@@ -84,14 +84,17 @@ impl Served {
     ///
     /// # Errors
     /// [`Refusal::ServerNameUnknown`] if no certificate is for the name, and such clients are refused; also while there
-    /// is no certificate at all.
+    /// is no certificate at all, or one for this very name has been ordered and has not come yet.
     pub fn choose(&self, hello: &ClientHello<'_>) -> Result<Choice, Refusal> {
-        let found = self
-            .names
-            .find(hello.server_name(), hello.signature_schemes());
+        let name = hello.server_name();
+        if name.is_some_and(|name| !self.names.knows(name) && self.awaits(name)) {
+            return Err(Refusal::ServerNameUnknown);
+        }
+        let found = self.names.find(name, hello.signature_schemes());
+        let found = found.ok_or(Refusal::ServerNameUnknown)?;
         Ok(Choice {
             config: self.config().map_err(|_| Refusal::HandshakeFailed)?,
-            certificate: found.ok_or(Refusal::ServerNameUnknown)?,
+            certificate: name.is_some().then_some(found),
         })
     }
 
@@ -143,6 +146,12 @@ impl Served {
         }
         let judged = self.judge(principal.map_or(&[][..], Principal::chain));
         judged.map(drop).map_err(|unbelieved| unbelieved.refusal)
+    }
+
+    /// Whether a certificate for `name` has been ordered and has not come yet.
+    fn awaits(&self, name: &str) -> bool {
+        let empty = self.acme.ordered.iter().filter(|o| o.slot.load().is_none());
+        empty.into_iter().any(|ordered| ordered.is_for(name))
     }
 
     /// The certificates that are ordered for it.

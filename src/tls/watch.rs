@@ -13,6 +13,9 @@ use crate::config::typed::CertificateFiles;
 
 use super::{Certificate, TlsError};
 
+/// How often files are read at first that change while they are read.
+const READS_MAX: usize = 5;
+
 /// A pair of files, and what it was when it was last judged.
 #[derive(Debug)]
 pub(super) struct Following {
@@ -41,15 +44,22 @@ pub(super) struct Identity {
 impl Following {
     /// Reads `files` for the first time; the error is why there is nothing to serve.
     pub(super) fn begin(files: &CertificateFiles) -> Result<(Self, Certificate), TlsError> {
-        let judged = look(files);
-        let certificate = Certificate::read(files)?;
+        let mut judged = look(files);
+        let mut read = Certificate::read(files);
+        for _ in 1..READS_MAX {
+            let before = std::mem::replace(&mut judged, look(files));
+            if before == judged {
+                break;
+            }
+            read = Certificate::read(files); // it was changed while it was read
+        }
         let following = Self {
             files: files.clone(),
             judged,
             unsettled: None,
             valid_from: None,
         };
-        Ok((following, certificate))
+        Ok((following, read?))
     }
 
     /// Whether it follows `files`.
@@ -297,5 +307,42 @@ mod tests {
         assert!(following.look(then).is_none());
         assert!(following.look(then).unwrap().is_ok());
         assert!(following.look(then).is_none());
+    }
+
+    #[test]
+    fn halves_of_two_pairs_are_never_taken_for_one() {
+        const VERSIONS: usize = 200;
+        let pairs = [pair(), pair()];
+        let place = Place::new(&pairs[0]);
+        let data = place.path("..data");
+        for at in 0..VERSIONS {
+            let folder = place.path(&format!("..{at}"));
+            fs::create_dir(&folder).unwrap();
+            let pair = &pairs[at % pairs.len()];
+            fs::write(folder.join("tls.crt"), &pair.cert).unwrap();
+            fs::write(folder.join("tls.key"), &pair.key).unwrap();
+        }
+        let folder = place.folder.path().to_owned();
+        let swap = move |at: usize| {
+            let link = folder.join("link");
+            std::os::unix::fs::symlink(format!("..{at}"), &link).unwrap();
+            fs::rename(link, folder.join("..data")).unwrap();
+        };
+        swap(0);
+        let files = CertificateFiles {
+            cert: data.join("tls.crt"),
+            key: data.join("tls.key"),
+        };
+        let mut following = Following::begin(&files).unwrap().0;
+        let swaps = crate::workers::thread("swaps", move || (1..VERSIONS).for_each(swap)).unwrap();
+        let mut given = 0;
+        while !swaps.is_finished() {
+            if let Some(read) = following.look_at_once(NOW) {
+                assert!(read.is_ok(), "{read:?}");
+                given += 1;
+            }
+        }
+        swaps.join().unwrap();
+        assert!(given > 0 || following.look_at_once(NOW).is_some());
     }
 }

@@ -5,7 +5,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyPair,
+};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -63,10 +66,21 @@ impl Authority {
 
     /// A leaf for `names`, alone.
     pub(crate) fn issue(&self, names: &[&str], life: Life) -> Pair {
+        self.issue_for(names, life, &[])
+    }
+
+    /// A leaf for these uses alone; none: for any.
+    pub(crate) fn issue_for(
+        &self,
+        names: &[&str],
+        life: Life,
+        uses: &[ExtendedKeyUsagePurpose],
+    ) -> Pair {
         let key = KeyPair::generate().expect("a key");
         let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
         let mut leaf = CertificateParams::new(names).expect("names");
         leaf.distinguished_name.push(DnType::CommonName, "leaf");
+        leaf.extended_key_usages = uses.to_vec();
         life.set(&mut leaf);
         let leaf = leaf.signed_by(&key, &self.0).expect("a certificate");
         Pair {

@@ -143,7 +143,7 @@ impl Partner {
     }
 
     pub(crate) async fn tls(&self) -> io::Result<TlsStream<TcpStream>> {
-        let stream = connect(Ipv4Addr::LOCALHOST.into(), self.to).await?;
+        let stream = connect(Ipv4Addr::LOCALHOST, self.to).await?;
         let name = ServerName::try_from(HOST).map_err(io::Error::other)?;
         let connector = TlsConnector::from(Arc::clone(&self.config));
         connector.connect(name, stream).await

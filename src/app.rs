@@ -118,7 +118,10 @@ impl House {
             count,
             Arc::clone(&metrics),
         )?;
-        let keyring = keyring(&journal, &metrics)?;
+        let (process, metered) = (&config.process, Arc::clone(&metrics));
+        let (max, each) = (process.max_sessions, process.max_sessions_per_client);
+        let sessions = Sessions::new(max, each, 1, metered);
+        let keyring = keyring(process.tickets.every, &journal, &sessions, &metrics)?;
         let (snapshot, warnings) =
             Snapshot::compile(config, 1, journal.tag_key(), &keyring, Dates::Ignore)
                 .map_err(AppError::Config)?;
@@ -131,25 +134,19 @@ impl House {
                 park: Box::new(move |seat| park.park(seat)),
             },
         )?;
-        Self::furnish(file, workers, journal, keyring, snapshot, metrics)
+        let lasting = (journal, sessions, keyring);
+        Self::furnish(file, workers, lasting, snapshot, metrics)
     }
 
     /// Everything above the journal: wings, listeners, admin.
     fn furnish(
         file: &Path,
         workers: Workers,
-        journal: Journal,
-        keyring: Keyring,
+        (journal, sessions, keyring): (Journal, Sessions, Keyring),
         snapshot: Snapshot,
         metrics: Arc<Metrics>,
     ) -> Result<Self, AppError> {
         let crew = workers.crew();
-        let sessions = Sessions::new(
-            snapshot.config.process.max_sessions,
-            snapshot.config.process.max_sessions_per_client,
-            1,
-            Arc::clone(&metrics),
-        );
         let live = Live::new(snapshot);
         let wings = wings(crew.len(), &live, &journal, &metrics);
         let reception = Reception {
@@ -314,9 +311,18 @@ fn warn(warnings: &[Warning]) {
 }
 
 /// What happens to certificates becomes an event of the audit log and a line of the diagnostics.
-fn keyring(journal: &Journal, metrics: &Arc<Metrics>) -> Result<Keyring, TlsError> {
-    let journal = journal.clone();
-    Keyring::new(Arc::clone(metrics), move |notice| {
+/// Whom we believe may have changed by it, so whoever is inside is judged again.
+fn keyring(
+    every: Duration,
+    journal: &Journal,
+    sessions: &Sessions,
+    metrics: &Arc<Metrics>,
+) -> Result<Keyring, TlsError> {
+    let (journal, sessions) = (journal.clone(), sessions.clone());
+    Keyring::new(every, Arc::clone(metrics), move |notice| {
+        if notice.is_about_clients() {
+            sessions.judge_again();
+        }
         let Notice { name, facts, .. } = notice;
         match notice.level {
             Level::ERROR => tracing::error!(event = name, "{}", notice.says),

@@ -11,6 +11,7 @@ use std::path::Path;
 use toml::de::DeTable;
 
 mod acme;
+mod client_auth;
 mod egress;
 mod gate;
 mod general;
@@ -19,6 +20,7 @@ mod notes;
 mod raw;
 mod remark;
 mod sets;
+mod tickets;
 mod tls;
 pub mod typed;
 mod units;
@@ -168,10 +170,11 @@ fn broken(source: &Source, error: &toml::de::Error) -> Remark {
 
 /// Every section, whether or not an earlier one is right.
 fn whole(root: &Table<'_>, folder: &Path) -> Config {
-    let (process, admin) = (general::process(root, folder), general::admin(root));
+    let (limits, store) = general::limits(root, folder);
+    let process = general::process(root, folder, store.as_ref());
+    let admin = general::admin(root);
     let (log, audit) = (general::log(root), general::audit(root));
     let sets = Sets::read(root, folder);
-    let (limits, store) = general::limits(root, folder);
     let names: Vec<&str> = limits.keys().map(String::as_str).collect();
     let mut around = ingress::Around {
         sets: &sets,
@@ -180,6 +183,7 @@ fn whole(root: &Table<'_>, folder: &Path) -> Config {
         process: &process,
         redis: store.as_ref(),
         on_failure: audit.on_failure,
+        asks: false,
         upstreams: ingress::upstreams(root),
     };
     let mut entrances = Vec::new();

@@ -280,6 +280,7 @@ impl Egress {
             client: peer.socket().ip(),
             refusal,
             target,
+            who: None,
         });
     }
 }

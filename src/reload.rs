@@ -218,6 +218,7 @@ fn unchangeable(old: &Config, new: &Config) -> Vec<Remark> {
         );
     }
     same("process.key_file", &was.key_file, &will.key_file);
+    same("process.tickets", &was.tickets, &will.tickets);
     same("admin.listen", &old.admin.listen, &new.admin.listen);
     same("log.format", &old.log.format, &new.log.format);
     same("log.level", &old.log.level, &new.log.level);
@@ -268,7 +269,7 @@ mod tests {
     }
 
     fn keyring() -> Keyring {
-        Keyring::new(Arc::default(), |_| ()).unwrap()
+        Keyring::new(Duration::from_secs(60), Arc::default(), |_| ()).unwrap()
     }
 
     fn compiled(folder: &Path, generation: u64) -> Result<Snapshot, Mistakes> {
@@ -334,6 +335,7 @@ mod tests {
             workers = 77
             max_sessions = 5
             key_file = "seal.key"
+            tickets = { every = "1h" }
             [admin]
             listen = "127.0.0.1:9912"
             [log]
@@ -356,6 +358,7 @@ mod tests {
                 "process.workers",
                 "process.max_sessions",
                 "process.key_file",
+                "process.tickets",
                 "admin.listen",
                 "log.level",
                 "log.format",

@@ -181,7 +181,7 @@ async fn status(arguments: &List) -> Result<String, AcmeCommandError> {
 
 fn desks(file: &ConfigFile) -> Result<Vec<Desk>, AcmeCommandError> {
     let (config, _) = config::load(&file.config)?;
-    let keyring = Keyring::new(Arc::default(), |_| ())?;
+    let keyring = Keyring::new(config.process.tickets.every, Arc::default(), |_| ())?;
     // The tags of this snapshot are never written, so any key will do.
     let dates = Dates::Ignore; // what files hold is not asked about here
     let (snapshot, _) = Snapshot::compile(config, 1, TagKey::draw(), &keyring, dates)?;

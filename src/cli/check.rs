@@ -30,10 +30,12 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> Exit {
     // The tags of this snapshot are never written, so any key will do.
     let compile = |config: Config| {
-        let keyring = Keyring::new(Arc::default(), |_| ()).map_err(|error| {
-            let mend = "try again; if it stays so, this build does not fit the machine";
-            Remark::on_file(&arguments.file.config, error.to_string(), mend)
-        })?;
+        let keyring = Keyring::new(config.process.tickets.every, Arc::default(), |_| ()).map_err(
+            |error| {
+                let mend = "try again; if it stays so, this build does not fit the machine";
+                Remark::on_file(&arguments.file.config, error.to_string(), mend)
+            },
+        )?;
         let made = Snapshot::compile(config, 1, TagKey::draw(), &keyring, Dates::Heed)?;
         Plan::new(&made.0.config, made.0.ordered())?;
         Ok(made)

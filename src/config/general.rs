@@ -10,7 +10,7 @@ use super::raw::{Table, Value};
 use super::typed::{
     Admin, Audit, Durability, Limit, Log, LogFormat, OnFailure, Process, RedisStore,
 };
-use super::{ON_FAILURE, acme, units};
+use super::{ON_FAILURE, acme, tickets, units};
 
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -39,7 +39,7 @@ const RATE_MAX: u32 = 1_000_000;
 const REFILL_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// `[process]`
-pub(super) fn process(root: &Table<'_>, folder: &Path) -> Process {
+pub(super) fn process(root: &Table<'_>, folder: &Path, redis: Option<&RedisStore>) -> Process {
     let mut process = Process {
         state_dir: PathBuf::from(DEFAULT_STATE_DIR),
         workers: processors(),
@@ -47,6 +47,7 @@ pub(super) fn process(root: &Table<'_>, folder: &Path) -> Process {
         max_sessions: DEFAULT_SESSIONS,
         max_sessions_per_client: share(DEFAULT_SESSIONS),
         key_file: None,
+        tickets: tickets::DEFAULT,
     };
     let Some(table) = root.table("process") else {
         return process;
@@ -75,6 +76,7 @@ pub(super) fn process(root: &Table<'_>, folder: &Path) -> Process {
     );
     let key_file = table.value("key_file").and_then(|v| v.text());
     process.key_file = key_file.map(|text| folder.join(text));
+    process.tickets = tickets::tickets(&table, folder, &process, redis);
     process
 }
 

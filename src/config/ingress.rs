@@ -40,6 +40,8 @@ pub(super) struct Around<'a> {
     pub(super) redis: Option<&'a RedisStore>,
     /// Of `[audit]`.
     pub(super) on_failure: OnFailure,
+    /// Whether the listener at hand asks its clients for certificates.
+    pub(super) asks: bool,
     /// Grows by the URLs that are given in place of names.
     pub(super) upstreams: BTreeMap<String, Upstream>,
 }
@@ -94,6 +96,8 @@ pub(super) fn ingress(table: &Table<'_>, around: &mut Around<'_>) -> Option<Ingr
     let redirect_http: Vec<_> = redirect_http.iter().filter_map(Value::listen).collect();
     let sets = around.sets;
     let everybody = "name the load balancers alone: whoever is listed may claim any client address";
+    let tls_value = table.value("tls");
+    around.asks = tls_value.is_none_or(|tls| tls.holds("client_auth"));
     let routes = routes(table, around);
     let ground = Ground {
         folder: around.folder,
@@ -103,6 +107,9 @@ pub(super) fn ingress(table: &Table<'_>, around: &mut Around<'_>) -> Option<Ingr
         redirect_http: &redirect_http,
     };
     let tls = tls(table, ground);
+    let hsts = table
+        .value("hsts")
+        .and_then(|v| v.duration(24 * HOUR..=730 * 24 * HOUR));
     let (allow, deny) = (sets.allow(table, "allow"), sets.nets(&table.list("deny")));
     let proxy_protocol_from = sets.some(table, "proxy_protocol_from", everybody);
     let limits = limits(table, around.limits);
@@ -110,6 +117,7 @@ pub(super) fn ingress(table: &Table<'_>, around: &mut Around<'_>) -> Option<Ingr
         listen,
         redirect_http,
         tls: tls?,
+        hsts,
         proxy_protocol_from,
         allow,
         deny,
@@ -214,6 +222,14 @@ fn route(table: &Table<'_>, around: &mut Around<'_>, outer: &Defaults) -> Option
     let (allow, deny) = (around.sets.allow(table, "allow"), table.list("deny"));
     let deny = around.sets.nets(&deny);
     let limits = limits(table, around.limits);
+    let require_client_cert = table.flag("require_client_cert", false);
+    if let Some(value) = table.value("require_client_cert")
+        && require_client_cert
+        && !around.asks
+    {
+        let mend = r#"add `client_auth = { ca = "clients.pem", mode = "optional" }` to the listener's `tls`"#;
+        value.wrong("this listener asks no client for a certificate", mend);
+    }
     let upstream = upstream_name(table, around);
     if table.value("upstream").is_none() {
         let mend = r#"add `upstream = "http://127.0.0.1:3000"` or a name in `[upstreams]`"#;
@@ -225,6 +241,7 @@ fn route(table: &Table<'_>, around: &mut Around<'_>, outer: &Defaults) -> Option
         allow,
         deny,
         limits,
+        require_client_cert,
         upstream: upstream?,
         timeouts: own.timeouts,
         max_body: own.max_body,
@@ -239,6 +256,7 @@ fn last(defaults: Defaults, upstream: String) -> Route {
         allow: None,
         deny: Vec::new(),
         limits: Vec::new(),
+        require_client_cert: false,
         upstream,
         timeouts: defaults.timeouts,
         max_body: defaults.max_body,

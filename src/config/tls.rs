@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::acme::{Ground, acme, hosts};
+use super::client_auth::client_auth;
 use super::raw::{Table, Value};
 use super::typed::{CertificateFiles, Tls, TlsVersion, UnknownSni};
 
@@ -27,10 +28,7 @@ pub(super) fn tls(ingress: &Table<'_>, ground: Ground<'_>) -> Option<Tls> {
         }
         return None;
     };
-    table.not_yet(
-        "client_auth",
-        "use `allow`; client certificates are not asked for",
-    );
+    let client_auth = client_auth(&table, ground.folder);
     let min_version = table.word("min_version", &VERSIONS, TlsVersion::V12);
     let unknown_sni = table.word("unknown_sni", &UNKNOWN, UnknownSni::Default);
     let acme = acme(&table, ground);
@@ -44,6 +42,7 @@ pub(super) fn tls(ingress: &Table<'_>, ground: Ground<'_>) -> Option<Tls> {
         hosts: hosts(ground.routes),
         unknown_sni,
         min_version,
+        client_auth: client_auth?,
     })
 }
 
@@ -74,7 +73,7 @@ fn files(value: &Value<'_>, folder: &Path) -> Option<CertificateFiles> {
     })
 }
 
-fn file(table: &Table<'_>, name: &'static str, folder: &Path) -> Option<PathBuf> {
+pub(super) fn file(table: &Table<'_>, name: &'static str, folder: &Path) -> Option<PathBuf> {
     let Some(value) = table.value(name) else {
         table.missing(name, &format!(r#"add `{name} = "FILE.pem"`"#));
         return None;

@@ -80,6 +80,22 @@ pub struct Process {
     pub max_sessions_per_client: usize,
     /// The keys that seal what others can read.
     pub key_file: Option<PathBuf>,
+    pub tickets: Tickets,
+}
+
+/// `tickets` of `[process]`
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Tickets {
+    /// How often the keys of session tickets change.
+    pub every: Duration,
+    /// Where replicas share them; there is a key file then.
+    pub store: Option<TicketStore>,
+}
+
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum TicketStore {
+    Folder(PathBuf),
+    Redis(RedisStore),
 }
 
 /// `[admin]`
@@ -147,6 +163,8 @@ pub struct Ingress {
     pub listen: Vec<SocketAddr>,
     pub redirect_http: Vec<SocketAddr>,
     pub tls: Tls,
+    /// How long browsers shall not come without TLS.
+    pub hsts: Option<Duration>,
     /// PROXY v1/v2 is required from these peers and not looked for from others.
     pub proxy_protocol_from: Vec<IpNet>,
     /// `None`: everyone.
@@ -169,6 +187,8 @@ pub struct Tls {
     pub hosts: Vec<HostPattern>,
     pub unknown_sni: UnknownSni,
     pub min_version: TlsVersion,
+    /// `None`: no client is asked for a certificate.
+    pub client_auth: Option<ClientAuth>,
 }
 
 /// A chain, leaf first, and the leaf's private key.
@@ -184,6 +204,26 @@ pub enum UnknownSni {
     /// The first certificate.
     Default,
     Refuse,
+}
+
+/// `client_auth`
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ClientAuth {
+    /// Authorities that issue client certificates.
+    pub ca: PathBuf,
+    /// Revocation lists; if there is any, each issuer must have one.
+    pub crl: Vec<PathBuf>,
+    pub mode: ClientAuthMode,
+    /// Whether the upstream gets `Client-Cert-Chain` beside `Client-Cert`.
+    pub forward_chain: bool,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum ClientAuthMode {
+    /// Asked for, and verified if there is one.
+    Optional,
+    /// No handshake without.
+    Required,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -202,6 +242,8 @@ pub struct Route {
     pub allow: Option<Vec<IpNet>>,
     pub deny: Vec<IpNet>,
     pub limits: Vec<String>,
+    /// Only for clients with a verified certificate.
+    pub require_client_cert: bool,
     /// A name in [`Config::upstreams`].
     pub upstream: String,
     pub timeouts: Timeouts,

@@ -63,7 +63,7 @@ impl Ingress {
         if over.is_err()
             && let Some(refusal) = pulse.expired()
         {
-            self.turn_away(listen, client.address(), refusal, "");
+            self.turn_away(listen, client.address(), refusal, "", None);
         }
     }
 
@@ -106,7 +106,7 @@ impl Ingress {
                 response
             }
             Err(refusal) => {
-                self.turn_away(listen, client.address(), refusal, "");
+                self.turn_away(listen, client.address(), refusal, "", None);
                 problem(refusal.into(), &id_value(Id::new()), true)
             }
         };

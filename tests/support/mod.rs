@@ -13,6 +13,7 @@ pub(crate) mod load;
 pub(crate) mod log;
 pub(crate) mod pebble;
 pub(crate) mod peer;
+pub(crate) mod pki;
 pub(crate) mod redis;
 pub(crate) mod small_ca;
 pub(crate) mod upstream;

@@ -357,6 +357,7 @@ impl Shift {
             client: CLIENT.ip(),
             peer: Peer::new(CLIENT),
             tls: "TLSv1.3",
+            principal: None,
             version: "HTTP/1.1",
             method: "GET",
             host: "tools.example.com",

@@ -29,6 +29,26 @@ impl Peer {
     }
 }
 
+/// The families of addresses that are asked for or can be dialled.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Families {
+    pub v4: bool,
+    pub v6: bool,
+}
+
+impl Families {
+    /// Both of them.
+    pub const BOTH: Self = Self { v4: true, v6: true };
+
+    /// Whether the family of `address` is among them.
+    pub fn have(self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(_) => self.v4,
+            IpAddr::V6(_) => self.v6,
+        }
+    }
+}
+
 /// A host and a port, as an egress client named them.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub struct Destination {

@@ -25,11 +25,13 @@ use tokio::time::timeout;
 
 use crate::audit::Journal;
 use crate::telemetry::Metrics;
+use crate::tls::Keyring;
 use crate::workers::{self, Crew};
 
 /// What readiness depends on.
 pub struct Health {
     pub journal: Journal,
+    pub keyring: Keyring,
     pub crew: Crew,
     pub metrics: Arc<Metrics>,
     /// Set when drain begins.
@@ -84,6 +86,11 @@ impl Health {
         }
         if !self.fixed_present.load(Ordering::Acquire) {
             return Err("the fixed egress address is not on this machine".to_owned());
+        }
+        if let Some(names) = self.keyring.waiting() {
+            return Err(format!(
+                "there is no certificate yet for {names}; the log says what the certificate authority answers"
+            ));
         }
         for seat in 0..self.crew.len() {
             let (answer, answered) = oneshot::channel();

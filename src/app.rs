@@ -15,10 +15,12 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::Level;
 
+use crate::acme::{Plan, Steward};
 use crate::admin::{Admin, Health};
 use crate::audit::{self, Journal};
-use crate::config::typed::{Config, LogFormat};
+use crate::config::typed::LogFormat;
 use crate::config::{self, Mistakes, Warning};
+use crate::dial;
 use crate::egress::Egress;
 use crate::ingress::Ingress;
 use crate::limit::Limits;
@@ -27,15 +29,15 @@ use crate::record::Event;
 use crate::reload::{Prepared, Reloader};
 use crate::sessions::Sessions;
 use crate::snapshot::{Listen, Live, Snapshot};
-use crate::socket::fixed::usable;
 use crate::telemetry::{self, Metrics};
 use crate::tls::{Dates, Keeper, Keyring, Notice, TlsError};
 use crate::workers::{Hooks, Workers};
-use crate::{dial, socket};
 
 mod doors;
+mod machine;
 
 use doors::{Doors, Wings};
+use machine::{descriptors, ports};
 
 /// Why the process could not start.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +65,7 @@ struct House {
     health: Arc<Health>,
     admin: Admin,
     keeper: Keeper,
+    steward: Steward,
     doors: Doors,
 }
 
@@ -72,11 +75,6 @@ struct Signals {
     interrupt: Signal,
     hang_up: Signal,
 }
-
-/// A session has a socket on either side.
-const SESSION_DESCRIPTORS: usize = 2;
-/// Listeners, files of the log, threads, and the pipes of `relay`.
-const OTHER_DESCRIPTORS: usize = 1024;
 
 /// How often it is checked that the fixed addresses are still on this machine.
 const FIXED_ADDRESS_EVERY: Duration = Duration::from_secs(2);
@@ -120,7 +118,10 @@ impl House {
             count,
             Arc::clone(&metrics),
         )?;
-        let keyring = keyring(&journal, &metrics)?;
+        let (process, metered) = (&config.process, Arc::clone(&metrics));
+        let (max, each) = (process.max_sessions, process.max_sessions_per_client);
+        let sessions = Sessions::new(max, each, 1, metered);
+        let keyring = keyring(process.tickets.every, &journal, &sessions, &metrics)?;
         let (snapshot, warnings) =
             Snapshot::compile(config, 1, journal.tag_key(), &keyring, Dates::Ignore)
                 .map_err(AppError::Config)?;
@@ -133,25 +134,19 @@ impl House {
                 park: Box::new(move |seat| park.park(seat)),
             },
         )?;
-        Self::furnish(file, workers, journal, keyring, snapshot, metrics)
+        let lasting = (journal, sessions, keyring);
+        Self::furnish(file, workers, lasting, snapshot, metrics)
     }
 
     /// Everything above the journal: wings, listeners, admin.
     fn furnish(
         file: &Path,
         workers: Workers,
-        journal: Journal,
-        keyring: Keyring,
+        (journal, sessions, keyring): (Journal, Sessions, Keyring),
         snapshot: Snapshot,
         metrics: Arc<Metrics>,
     ) -> Result<Self, AppError> {
         let crew = workers.crew();
-        let sessions = Sessions::new(
-            snapshot.config.process.max_sessions,
-            snapshot.config.process.max_sessions_per_client,
-            1,
-            Arc::clone(&metrics),
-        );
         let live = Live::new(snapshot);
         let wings = wings(crew.len(), &live, &journal, &metrics);
         let reception = Reception {
@@ -161,10 +156,12 @@ impl House {
         };
         let mut doors = Doors::new(wings, reception);
         let snapshot = live.load();
+        let plan = Plan::new(&snapshot.config, snapshot.ordered()).map_err(AppError::Config)?;
         let admin = Bound::new(snapshot.config.admin.listen)?;
         let bound = doors.bind(&snapshot)?;
         let health = Arc::new(Health {
             journal: journal.clone(),
+            keyring: keyring.clone(),
             crew,
             metrics: Arc::clone(&metrics),
             draining: AtomicBool::new(false),
@@ -178,6 +175,8 @@ impl House {
             facts: vec![("config_sha256", snapshot.hash.clone())],
         });
         let keeper = Keeper::start(keyring.clone())?;
+        let mut steward = Steward::new(keyring.clone(), journal.clone(), Arc::clone(&metrics));
+        steward.enact(plan)?;
         let reloader = Reloader::new(file.to_owned(), live, sessions, journal, metrics, keyring);
         Ok(Self {
             workers,
@@ -185,6 +184,7 @@ impl House {
             health,
             admin,
             keeper,
+            steward,
             doors,
         })
     }
@@ -216,8 +216,11 @@ impl House {
             }
         };
         warn(&prepared.warnings);
-        match self.doors.bind(prepared.snapshot()) {
-            Ok(bound) => self.enact(prepared, bound),
+        let snapshot = prepared.snapshot();
+        let plan = Plan::new(&snapshot.config, snapshot.ordered()).map_err(AppError::Config);
+        let ready = plan.and_then(|plan| Ok((plan, self.doors.bind(snapshot)?)));
+        match ready {
+            Ok((plan, bound)) => self.enact(prepared, plan, bound),
             Err(error) => {
                 tracing::error!(%error, "the configuration stays as it is");
                 self.reloader.abandon(prepared, &error.to_string());
@@ -225,8 +228,11 @@ impl House {
         }
     }
 
-    fn enact(&mut self, prepared: Prepared, bound: Vec<(Listen, Bound)>) {
+    fn enact(&mut self, prepared: Prepared, plan: Plan, bound: Vec<(Listen, Bound)>) {
         let generation = self.reloader.enact(prepared);
+        if let Err(error) = self.steward.enact(plan) {
+            tracing::error!(%error, "no certificate can be ordered; restart");
+        }
         let snapshot = self.reloader.live.load();
         self.doors.open(bound, &snapshot);
         ports(&snapshot.config);
@@ -290,6 +296,7 @@ impl House {
 
     /// The log is closed while its workers still run, the threads end last.
     fn stop(self) {
+        self.steward.stop();
         self.keeper.stop();
         self.reloader.journal.close();
         self.admin.stop();
@@ -304,9 +311,18 @@ fn warn(warnings: &[Warning]) {
 }
 
 /// What happens to certificates becomes an event of the audit log and a line of the diagnostics.
-fn keyring(journal: &Journal, metrics: &Arc<Metrics>) -> Result<Keyring, TlsError> {
-    let journal = journal.clone();
-    Keyring::new(Arc::clone(metrics), move |notice| {
+/// Whom we believe may have changed by it, so whoever is inside is judged again.
+fn keyring(
+    every: Duration,
+    journal: &Journal,
+    sessions: &Sessions,
+    metrics: &Arc<Metrics>,
+) -> Result<Keyring, TlsError> {
+    let (journal, sessions) = (journal.clone(), sessions.clone());
+    Keyring::new(every, Arc::clone(metrics), move |notice| {
+        if notice.is_about_clients() {
+            sessions.judge_again();
+        }
         let Notice { name, facts, .. } = notice;
         match notice.level {
             Level::ERROR => tracing::error!(event = name, "{}", notice.says),
@@ -315,35 +331,6 @@ fn keyring(journal: &Journal, metrics: &Arc<Metrics>) -> Result<Keyring, TlsErro
         }
         journal.event(Event { name, facts });
     })
-}
-
-/// Says so if the sessions that may be open do not fit into the file descriptors that may be.
-fn descriptors(max_sessions: usize) {
-    let needed = max_sessions.saturating_mul(SESSION_DESCRIPTORS) + OTHER_DESCRIPTORS;
-    if let Some(most) = socket::raise_descriptors()
-        && most < needed as u64
-    {
-        tracing::warn!(
-            most,
-            needed,
-            "too few file descriptors for `process.max_sessions`; raise the hard limit (`LimitNOFILE=`, `ulimit -Hn`) or lower it"
-        );
-    }
-}
-
-/// Says so if connections cannot leave from all of `egress.ports`.
-fn ports(config: &Config) {
-    let Some(asked) = config.egress.as_ref().and_then(|e| e.ports) else {
-        return;
-    };
-    let usable = usable(asked);
-    if usable != Some(asked) {
-        tracing::warn!(
-            ?asked,
-            ?usable,
-            "`egress.ports` reaches beyond net.ipv4.ip_local_port_range, which bounds it (without a common port it has no effect); widen that range"
-        );
-    }
 }
 
 /// One instance of each wing per worker.

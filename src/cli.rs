@@ -8,10 +8,12 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod acme;
 mod audit;
 mod check;
 mod demo;
 mod run;
+mod secret;
 
 /// The edge of a low-code platform: every request in is recorded before it is forwarded, every connection out leaves
 /// from one fixed address.
@@ -24,6 +26,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Certificates that are ordered: how they are, and a new one now
+    Acme(acme::Arguments),
     /// Read the audit log: verify it or search it, while it is written or on a copy
     Audit(audit::Arguments),
     /// Check a configuration and everything it names, and change nothing
@@ -32,6 +36,8 @@ enum Command {
     Demo(demo::Arguments),
     /// Serve, until SIGTERM or SIGINT; SIGHUP reloads the configuration
     Run(run::Arguments),
+    /// Keys to seal with: what lies on a shared volume or in Redis is sealed
+    Secret(secret::Arguments),
 }
 
 /// How a command ended.
@@ -53,10 +59,12 @@ Examples:
 /// Runs the command that the arguments name.
 pub fn main() -> ExitCode {
     let exit = match Arguments::parse().command {
+        Command::Acme(arguments) => acme::run(&arguments),
         Command::Audit(arguments) => audit::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Run(arguments) => run::run(&arguments),
+        Command::Secret(arguments) => secret::run(&arguments),
     };
     ExitCode::from(match exit {
         Exit::Done => 0,

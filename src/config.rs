@@ -10,6 +10,8 @@ use std::path::Path;
 
 use toml::de::DeTable;
 
+mod acme;
+mod client_auth;
 mod egress;
 mod gate;
 mod general;
@@ -18,6 +20,7 @@ mod notes;
 mod raw;
 mod remark;
 mod sets;
+mod tickets;
 mod tls;
 pub mod typed;
 mod units;
@@ -167,15 +170,20 @@ fn broken(source: &Source, error: &toml::de::Error) -> Remark {
 
 /// Every section, whether or not an earlier one is right.
 fn whole(root: &Table<'_>, folder: &Path) -> Config {
-    let (process, admin) = (general::process(root), general::admin(root));
+    let (limits, store) = general::limits(root, folder);
+    let process = general::process(root, folder, store.as_ref());
+    let admin = general::admin(root);
     let (log, audit) = (general::log(root), general::audit(root));
-    let (sets, limits) = (Sets::read(root, folder), general::limits(root));
+    let sets = Sets::read(root, folder);
     let names: Vec<&str> = limits.keys().map(String::as_str).collect();
     let mut around = ingress::Around {
         sets: &sets,
         limits: &names,
         folder,
+        process: &process,
+        redis: store.as_ref(),
         on_failure: audit.on_failure,
+        asks: false,
         upstreams: ingress::upstreams(root),
     };
     let mut entrances = Vec::new();
@@ -203,6 +211,7 @@ fn whole(root: &Table<'_>, folder: &Path) -> Config {
         log,
         audit,
         limits,
+        store,
         ingress: entrances,
         upstreams,
         egress,

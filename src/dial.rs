@@ -177,8 +177,8 @@ fn refusal(failure: &Failure) -> Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::addr::Destination;
-    use crate::policy::address::{Families, Own, check};
+    use crate::addr::{Destination, Families};
+    use crate::policy::address::{Own, check};
     use crate::policy::destination::Destinations;
 
     fn checked(addresses: &[&str], port: u16) -> Checked {
@@ -188,8 +188,7 @@ mod tests {
             .judge("t", to.clone())
             .unwrap();
         let found: Vec<IpAddr> = addresses.iter().map(|a| a.parse().unwrap()).collect();
-        let families = Families { v4: true, v6: true };
-        check(&allowed, &found, &Own::default(), families).unwrap()
+        check(&allowed, &found, &Own::default(), Families::BOTH).unwrap()
     }
 
     fn from(v4: &str) -> Source {

@@ -10,13 +10,13 @@ use std::time::Duration;
 
 use tokio::net::TcpStream;
 
-use crate::addr::{Host, Peer};
+use crate::addr::{Families, Host, Peer};
 use crate::audit::{Admitted, Journal};
 use crate::config::typed::OnFailure;
 use crate::dial;
 use crate::limit::{Limits, Slot};
 use crate::outcome::{Outcome, Refusal};
-use crate::policy::address::{self, Checked, Families};
+use crate::policy::address::{self, Checked};
 use crate::policy::destination::Allowed;
 use crate::record::{After, Before, Denied, Dial, Ends};
 use crate::relay::Flow;
@@ -280,6 +280,7 @@ impl Egress {
             client: peer.socket().ip(),
             refusal,
             target,
+            who: None,
         });
     }
 }

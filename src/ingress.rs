@@ -5,30 +5,29 @@
 //! It dials nobody but the configured upstreams, stores no body, and knows nothing of the way out.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::header::HeaderValue;
-use rustls::server::Acceptor;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_rustls::LazyConfigAcceptor;
 
 use crate::addr::Peer;
 use crate::audit::Journal;
 use crate::limit::Limits;
 use crate::outcome::Refusal;
 use crate::policy::allow_list::Client;
+use crate::record::Who;
 use crate::sessions::Session;
 use crate::snapshot::{Entrance, Live};
 use crate::telemetry::Metrics;
-use crate::tls::{Certificate, Served};
 use crate::wire::proxy_protocol::{self, Read};
 
 mod body;
+mod corridor;
 mod forward;
+mod handshake;
 mod names;
 mod pass;
 mod passage;
@@ -41,11 +40,8 @@ mod upgrade;
 mod upstream;
 mod visitor;
 
-use pulse::{Pulse, Timed};
-use reply::last_words;
-use serve::Io;
 use upstream::Upstreams;
-use visitor::{Visitor, entrance, tls_version};
+use visitor::entrance;
 
 /// Serves the clients of one worker.
 pub struct Ingress {
@@ -96,9 +92,6 @@ impl Default for Timers {
 /// How long a write may make no progress before a route has said otherwise.
 const STALL_DEFAULT: Duration = Duration::from_secs(60);
 
-/// A record (RFC 8446 section 5.1) with the fatal alert 112 (RFC 6066 section 3), which rustls does not send for us.
-const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
-
 impl Ingress {
     /// One for each worker: what it keeps of upstream connections is not shared.
     pub fn new(
@@ -136,20 +129,25 @@ impl Ingress {
         // Its room is given back before the connection begins to wait for requests.
         let handshake = Box::pin(self.handshake(tcp, peer, session, listen));
         let entered = timeout(self.timers.handshake, handshake).await;
-        match entered.unwrap_or(Err(unnamed((
-            peer.socket().ip(),
-            Refusal::HandshakeTimeout,
-        )))) {
-            Err((client, refusal, name)) => self.turn_away(listen, client, refusal, &name),
-            Ok((visitor, io)) if visitor.frames => Box::pin(self.serve_http2(visitor, io)).await,
-            Ok((visitor, io)) => Box::pin(self.serve_http1(visitor, io)).await,
+        let late = (peer.socket().ip(), Refusal::HandshakeTimeout);
+        match entered.unwrap_or_else(|_| Err(late.into())) {
+            Err(rejected) => {
+                let (client, refusal) = (rejected.client, rejected.refusal);
+                let who = rejected.claimed.as_ref().map(Who::Claimed);
+                self.turn_away(listen, client, refusal, &rejected.name, who);
+            }
+            Ok(None) => {} // a challenge, answered
+            Ok(Some((visitor, io))) if visitor.frames => {
+                Box::pin(self.serve_http2(visitor, io)).await;
+            }
+            Ok(Some((visitor, io))) => Box::pin(self.serve_http1(visitor, io)).await,
         }
     }
 
     /// Serves a client that connected to the plain listener `listen`: redirects to HTTPS, nothing else.
     pub async fn redirect(
         self: Arc<Self>,
-        tcp: TcpStream,
+        mut tcp: TcpStream,
         mut session: Session,
         listen: SocketAddr,
     ) {
@@ -161,137 +159,48 @@ impl Ingress {
             return; // the listener was taken away by a reload
         };
         drop(snapshot);
-        match self.admit(tcp, peer, &entrance, &mut session).await {
-            Ok((tcp, client)) => self.redirect_client(tcp, client, session, listen).await,
-            Err((client, refusal)) => self.turn_away(listen, client, refusal, ""),
-        }
-    }
-
-    /// From the socket to a connection that carries requests. The error names whom it is about, as far as is known, and
-    /// the server name that was asked for.
-    async fn handshake(
-        &self,
-        tcp: TcpStream,
-        peer: Peer,
-        mut session: Session,
-        listen: SocketAddr,
-    ) -> Result<(Arc<Visitor>, Io), (IpAddr, Refusal, Box<str>)> {
-        let unknown = |refusal| unnamed((peer.socket().ip(), refusal));
-        let snapshot = self.live.load();
-        let generation = snapshot.generation;
-        let entrance = entrance(&snapshot, listen).cloned();
-        drop(snapshot);
-        let entrance = entrance.ok_or(unknown(Refusal::PolicyChanged))?;
-        let local = tcp
-            .local_addr()
-            .map_err(|_| unknown(Refusal::HandshakeFailed))?;
-        tcp.set_nodelay(true)
-            .map_err(|_| unknown(Refusal::HandshakeFailed))?;
-
-        let admitted = self.admit(tcp, peer, &entrance, &mut session).await;
-        let (tcp, client) = admitted.map_err(unnamed)?;
-        let pulse = Pulse::new(self.timers.head, STALL_DEFAULT);
-        let timed = Timed::below_tls(tcp, Arc::clone(&pulse));
-        let (mut io, certificate) = self
-            .agree(timed, &entrance.tls)
-            .await
-            .map_err(|(refusal, name)| (client.address(), refusal, name))?;
-
-        let tls = &mut io.get_mut().1;
-        let early = tls.reader().into_first_chunk().map_or(0, <[u8]>::len);
-        let frames = tls.alpn_protocol() == Some(b"h2");
-        let idle = if frames {
-            self.timers.idle_frames
-        } else {
-            self.timers.idle
+        let client = match self.client_address(&mut tcp, peer, &entrance).await {
+            Ok(client) => client,
+            Err((client, refusal)) => return self.turn_away(listen, client, refusal, "", None),
         };
-        pulse.serve(frames, idle);
-        pulse.heard_early(early);
-        let visitor = Visitor {
-            listen,
-            local: local.ip().to_canonical(),
-            peer,
-            client,
-            address: address_value(client),
-            tls: tls_version(tls.protocol_version()),
-            certificate,
-            frames,
-            pulse,
-            session,
-            generation,
-            addressed: Mutex::default(),
-        };
-        Ok((Arc::new(visitor), io))
-    }
-
-    /// The handshake itself: what the client asks for decides what it is shown.
-    async fn agree(
-        &self,
-        timed: Timed<TcpStream>,
-        served: &Served,
-    ) -> Result<(Io, Option<Arc<Certificate>>), (Refusal, Box<str>)> {
-        let mut greeting = LazyConfigAcceptor::new(Acceptor::default(), timed);
-        let started = match (&mut greeting).await {
-            Ok(started) => started,
-            Err(_) => {
-                let refusal = match greeting.take_io() {
-                    Some(timed) => self.no_tls(timed).await,
-                    None => Refusal::HandshakeFailed,
-                };
-                return Err((refusal, Box::default()));
-            }
-        };
-        let hello = started.client_hello();
-        match served.choose(&hello) {
-            Ok(choice) => match started.into_stream(choice.config).await {
-                Ok(io) => Ok((io, choice.certificate)),
-                Err(_) => Err((Refusal::HandshakeFailed, Box::default())),
+        let challenges = entrance.tls.challenges().filter(|c| c.http_pending());
+        let refused = match (admit(client, &entrance, &mut session), challenges) {
+            (Ok(client), _) => return self.redirect_client(tcp, client, session, listen).await,
+            (Err(Refusal::ClientDenied), Some(challenges)) => match session.claim(client) {
+                Ok(()) => self.stranger_http(tcp, client, listen, challenges).await,
+                full => full,
             },
-            Err(refusal) => {
-                let name = hello.server_name().unwrap_or_default().into();
-                let alert = Bytes::from_static(&UNRECOGNIZED_NAME);
-                self.farewell(started.io, alert).await;
-                Err((refusal, name))
-            }
+            (Err(refusal), _) => Err(refusal),
+        };
+        if let Err(refusal) = refused {
+            self.turn_away(listen, client, refusal, "", None);
         }
     }
 
-    /// Why the handshake failed. A person who forgot the `s` of `https` is told.
-    async fn no_tls(&self, timed: Timed<TcpStream>) -> Refusal {
-        let Some(plain) = timed.unmuted() else {
-            return Refusal::HandshakeFailed;
-        };
-        self.farewell(plain, last_words(Refusal::PlainHttp)).await;
-        Refusal::PlainHttp
-    }
-
-    /// Who it is, whether the listener's list names them, and whether they may have another connection.
-    async fn admit(
+    /// Who it is: not judged yet.
+    async fn client_address(
         &self,
-        mut tcp: TcpStream,
+        tcp: &mut TcpStream,
         peer: Peer,
         entrance: &Entrance,
-        session: &mut Session,
-    ) -> Result<(TcpStream, Client), (IpAddr, Refusal)> {
+    ) -> Result<IpAddr, (IpAddr, Refusal)> {
         let mut address = peer.socket().ip();
         if entrance.proxy_protocol_from.contains(address) {
-            let told = timeout(self.timers.proxy_header, proxy_header(&mut tcp)).await;
+            let told = timeout(self.timers.proxy_header, proxy_header(tcp)).await;
             let told = told.unwrap_or(Err(Refusal::HandshakeTimeout));
             if let Some(source) = told.map_err(|refusal| (address, refusal))? {
                 address = source.ip().to_canonical();
             }
         }
-        let judged = entrance.list.admit(address).and_then(|client| {
-            session.claim(client.address())?;
-            Ok((tcp, client))
-        });
-        judged.map_err(|refusal| (address, refusal))
+        Ok(address)
     }
 }
 
-/// A refusal of whom no server name is known.
-fn unnamed((client, refusal): (IpAddr, Refusal)) -> (IpAddr, Refusal, Box<str>) {
-    (client, refusal, Box::default())
+/// Whether the listener's list names them, and whether they may have another connection.
+fn admit(address: IpAddr, entrance: &Entrance, session: &mut Session) -> Result<Client, Refusal> {
+    let client = entrance.list.admit(address)?;
+    session.claim(client.address())?;
+    Ok(client)
 }
 
 /// Reads a PROXY header and not a byte more: what follows belongs to TLS.

@@ -3,32 +3,33 @@
 //! Modules stand on floors, listed here from the top down. A room uses only rooms on lower floors, or of its own
 //! folder; `tests/house.rs` checks it. `ARCHITECTURE.md` tells the two ways through the house.
 
-// floor 7: commands
+// floor 8: commands
 pub mod cli;
 
-// floor 6: the roof
+// floor 7: the roof
 pub mod app;
 
-// floor 5: wings and side rooms
+// floor 6: wings and side rooms
 pub mod admin;
 pub mod egress;
 pub mod ingress;
 pub mod listener;
 pub mod reload;
 
-// floor 4: in force, inside, the way out
+// floor 5: in force, inside, the way out
+pub mod acme;
 pub mod dial;
 pub mod sessions;
 pub mod snapshot;
 
-// floor 3: organs with threads, files and keys
+// floor 4: organs with threads, files and keys
 pub mod audit;
-pub mod resolve;
 pub mod tls;
 
-// floor 2: judges, pure
+// floor 3: judges, pure; and what replicas share
 pub mod limit;
 pub mod record;
+pub mod store;
 /// Judges of addresses, routes and destinations.
 pub mod policy {
     pub mod address;
@@ -37,11 +38,11 @@ pub mod policy {
     pub mod route;
 }
 
-// floor 1: tools, mechanism without opinion
+// floor 2: tools, mechanism without opinion
 pub mod config;
-pub(crate) mod disk;
+pub mod reach;
 pub mod relay;
-pub mod socket;
+pub mod secret;
 pub mod telemetry;
 /// Formats of the wire: parsers and writers without I/O.
 pub mod wire {
@@ -49,6 +50,11 @@ pub mod wire {
     pub mod proxy_protocol;
     pub mod socks;
 }
+
+// floor 1: doors to the machine
+pub(crate) mod disk;
+pub mod resolve;
+pub mod socket;
 pub mod workers;
 
 // floor 0: words

@@ -111,6 +111,18 @@ refusals! {
     /// The request body is larger than the route allows.
     BodyTooLarge = "body_too_large", Client, 413, 1, "http_request_error",
         "the body is larger than this route allows; raise `max_body` on the route";
+    /// The client's certificate has expired, or is not valid yet.
+    ClientCertificateExpired = "client_certificate_expired", Client, 403, 2, "http_request_denied",
+        "the client certificate has expired or is not valid yet; renew it, or check the clock of the client";
+    /// A client certificate is required, and none was shown.
+    ClientCertificateRequired = "client_certificate_required", Policy, 403, 2, "http_request_denied",
+        "a client certificate is required here; connect with the one that the operator issued";
+    /// The client's certificate is on a revocation list.
+    ClientCertificateRevoked = "client_certificate_revoked", Policy, 403, 2, "http_request_denied",
+        "the client certificate has been revoked; ask the operator for a new one";
+    /// The client's certificate is of no authority that is believed here, or is not for clients, or is broken.
+    ClientCertificateUntrusted = "client_certificate_untrusted", Client, 403, 2, "http_request_denied",
+        "the client certificate is not one that is accepted here; use one for client authentication, of an authority in `client_auth.ca`, with its chain";
     /// The client address is not on the allow-list, or is on the deny-list.
     ClientDenied = "client_denied", Policy, 403, 2, "http_request_denied",
         "this client address is not allowed here; ask the operator to add it to the allow-list";
@@ -201,6 +213,9 @@ refusals! {
     /// The name service did not answer in time.
     ResolveTimeout = "resolve_timeout", Remote, 504, 1, "dns_timeout",
         "the name service did not answer; try again";
+    /// Whether a client certificate was revoked cannot be told: its issuer's list is missing or out of date.
+    RevocationUnknown = "revocation_unknown", Us, 503, 1, "proxy_internal_error",
+        "whether the client certificate was revoked cannot be told; put a current list of its issuer into `client_auth.crl`";
     /// The host is known, the path is not.
     RouteUnknown = "route_unknown", Client, 404, 1, "http_request_error",
         "no route serves this path";

@@ -10,10 +10,12 @@ use crate::addr::{Destination, Peer};
 use crate::outcome::{Outcome, Refusal};
 use crate::telemetry::Way;
 
+mod certificate;
 mod encode;
 mod json;
 mod redact;
 
+pub use certificate::{Certificate, Features, Who};
 pub(crate) use encode::{AFTER_BYTES_MAX, DeniedCount};
 pub use redact::{Redaction, TAG_KEY_BYTES, TagKey};
 
@@ -35,6 +37,8 @@ pub struct Request<'a> {
     pub peer: Peer,
     /// `TLSv1.3` and the like.
     pub tls: &'static str,
+    /// Whose client certificate was verified.
+    pub principal: Option<&'a Certificate>,
     /// `HTTP/1.1`, `HTTP/2.0`.
     pub version: &'static str,
     pub method: &'a str,
@@ -97,6 +101,8 @@ pub struct Denied<'a> {
     pub refusal: Refusal,
     /// Host of a request, destination of a dial, empty if not known yet. Not part of what makes denials equal.
     pub target: &'a str,
+    /// Whose certificate it is about. Not part of what makes denials equal either.
+    pub who: Option<Who<'a>>,
 }
 
 /// Something that happened to Tollgate itself.

@@ -217,6 +217,8 @@ fn unchangeable(old: &Config, new: &Config) -> Vec<Remark> {
             &will.max_sessions_per_client,
         );
     }
+    same("process.key_file", &was.key_file, &will.key_file);
+    same("process.tickets", &was.tickets, &will.tickets);
     same("admin.listen", &old.admin.listen, &new.admin.listen);
     same("log.format", &old.log.format, &new.log.format);
     same("log.level", &old.log.level, &new.log.level);
@@ -267,7 +269,7 @@ mod tests {
     }
 
     fn keyring() -> Keyring {
-        Keyring::new(Arc::default(), |_| ()).unwrap()
+        Keyring::new(Duration::from_secs(60), Arc::default(), |_| ()).unwrap()
     }
 
     fn compiled(folder: &Path, generation: u64) -> Result<Snapshot, Mistakes> {
@@ -332,6 +334,8 @@ mod tests {
             state_dir = "/elsewhere"
             workers = 77
             max_sessions = 5
+            key_file = "seal.key"
+            tickets = { every = "1h" }
             [admin]
             listen = "127.0.0.1:9912"
             [log]
@@ -353,6 +357,8 @@ mod tests {
                 "process.state_dir",
                 "process.workers",
                 "process.max_sessions",
+                "process.key_file",
+                "process.tickets",
                 "admin.listen",
                 "log.level",
                 "log.format",

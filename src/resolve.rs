@@ -20,8 +20,8 @@ use hickory_resolver::proto::rr::{Name, RData, RecordType};
 use hickory_resolver::{TokioResolver, system_conf};
 use tokio::time::timeout;
 
+use crate::addr::Families;
 use crate::outcome::Refusal;
-use crate::policy::address::Families;
 
 /// For a whole name, all families and attempts together.
 const RESOLVE_LIMIT: Duration = Duration::from_secs(5);

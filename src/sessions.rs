@@ -38,9 +38,14 @@ struct Inside {
 #[derive(Clone, Copy)]
 struct Stage {
     generation: u64,
+    occasion: Occasion,
     leaving: bool,
     ended: bool,
 }
+
+/// How often whoever is inside has been told to judge itself again.
+#[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
+pub struct Occasion(u64);
 
 /// One accepted connection. Dropping it says that it is over.
 pub struct Session {
@@ -64,6 +69,7 @@ impl Sessions {
     pub fn new(max: usize, max_per_client: usize, generation: u64, metrics: Arc<Metrics>) -> Self {
         let stage = watch::Sender::new(Stage {
             generation,
+            occasion: Occasion::default(),
             leaving: false,
             ended: false,
         });
@@ -111,9 +117,15 @@ impl Sessions {
 
     /// Tells everyone that a new snapshot is in force.
     pub fn reloaded(&self, generation: u64) {
-        self.0
-            .stage
-            .send_modify(|stage| stage.generation = generation);
+        self.0.stage.send_modify(|stage| {
+            stage.generation = generation;
+            stage.occasion.0 += 1;
+        });
+    }
+
+    /// Tells everyone that whom we believe has changed, without a new snapshot.
+    pub fn judge_again(&self) {
+        self.0.stage.send_modify(|stage| stage.occasion.0 += 1);
     }
 
     /// Asks everyone to leave, waits at most `deadline`, then ends the rest. Gives how many were ended.
@@ -194,6 +206,16 @@ impl Session {
         self.until(|stage| stage.generation > generation)
             .await
             .generation
+    }
+
+    /// The last time that everyone was told to judge itself.
+    pub fn occasion(&self) -> Occasion {
+        self.stage.borrow().occasion
+    }
+
+    /// Ends when everyone has been told to judge itself since `occasion`, and gives the last such time.
+    pub async fn judged_again(&self, occasion: Occasion) -> Occasion {
+        self.until(|stage| stage.occasion > occasion).await.occasion
     }
 
     async fn until(&self, reached: impl FnMut(&Stage) -> bool) -> Stage {
@@ -282,6 +304,10 @@ mod tests {
         let session = sessions.enter(Way::Ingress).unwrap();
         sessions.reloaded(2);
         assert_eq!(session.reloaded(1).await, 2);
+        let told = session.judged_again(Occasion::default()).await;
+        sessions.judge_again();
+        assert!(session.judged_again(told).await > told);
+        assert_eq!(session.occasion(), Occasion(2));
         assert!(
             timeout(Duration::from_millis(20), session.reloaded(2))
                 .await

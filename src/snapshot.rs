@@ -4,9 +4,11 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use aws_lc_rs::digest;
+use http::HeaderValue;
 use ipnet::IpNet;
 
 use crate::addr::{Host, PrefixSet};
@@ -17,7 +19,7 @@ use crate::policy::allow_list::AllowList;
 use crate::policy::destination::Destinations;
 use crate::policy::route::Routes;
 use crate::record::{Redaction, TagKey};
-use crate::tls::{Dates, Keyring, Served};
+use crate::tls::{Dates, Keyring, Ordered, Served};
 
 mod caution;
 
@@ -39,6 +41,8 @@ pub struct Entrance {
     pub listen: Vec<SocketAddr>,
     pub redirect_http: Vec<SocketAddr>,
     pub tls: Arc<Served>,
+    /// `Strict-Transport-Security`, for answers that have none.
+    pub hsts: Option<HeaderValue>,
     pub proxy_protocol_from: PrefixSet,
     pub list: AllowList,
     pub quotas: Vec<Quota>,
@@ -53,6 +57,8 @@ pub struct Route {
     pub name: Box<str>,
     pub list: AllowList,
     pub quotas: Vec<Quota>,
+    /// Only for clients with a verified certificate.
+    pub require_client_cert: bool,
     pub upstream_name: Arc<str>,
     pub upstream: Arc<Upstream>,
     /// Who is asked for the names of upstream servers; empty: those of `/etc/resolv.conf`.
@@ -124,6 +130,9 @@ impl Snapshot {
         dates: Dates,
     ) -> Result<(Self, Vec<Warning>), Mistakes> {
         let (mut mistakes, mut warnings) = (Vec::new(), Vec::new());
+        if let Err(flaw) = keyring.share(&config) {
+            mistakes.push(config.source.remark(&flaw.key, flaw.problem, flaw.mend));
+        }
         let mut ingress = Vec::new();
         for (at, entry) in config.ingress.iter().enumerate() {
             let served = caution::serve(&config, entry, at, keyring, dates);
@@ -154,6 +163,17 @@ impl Snapshot {
         Ok((snapshot, warnings))
     }
 
+    /// Every certificate that is ordered rather than read.
+    pub fn ordered(&self) -> Vec<Ordered> {
+        let mut all: Vec<Ordered> = Vec::new();
+        for ordered in self.ingress.iter().flat_map(|e| e.tls.ordered()) {
+            if !all.iter().any(|other| other.same(ordered)) {
+                all.push(ordered.clone());
+            }
+        }
+        all
+    }
+
     /// Every socket that this configuration wants bound, but for the admin listener.
     pub fn listens(&self) -> Vec<Listen> {
         let entrances = || self.ingress.iter();
@@ -180,6 +200,7 @@ fn entrance(
         listen: ingress.listen.clone(),
         redirect_http: ingress.redirect_http.clone(),
         tls,
+        hsts: ingress.hsts.and_then(hsts),
         proxy_protocol_from: set(&ingress.proxy_protocol_from),
         list: list(ingress.allow.as_deref(), &ingress.deny),
         quotas: quotas(config, &ingress.limits),
@@ -212,6 +233,7 @@ fn route(
         name: format!("{host}{}", route.path).into(),
         list: list(route.allow.as_deref(), &route.deny),
         quotas: quotas(config, own),
+        require_client_cert: route.require_client_cert,
         upstream_name: route.upstream.as_str().into(),
         upstream: Arc::new(upstream.clone()),
         name_servers: config
@@ -265,6 +287,11 @@ fn forward(config: &Config, forward: &typed::Forward) -> Forward {
         destinations: Destinations::only(&forward.name, &forward.to, &forward.addresses),
         quotas: quotas(config, &forward.limits),
     }
+}
+
+/// The host alone: what is below it is not ours to speak for.
+fn hsts(life: Duration) -> Option<HeaderValue> {
+    HeaderValue::try_from(format!("max-age={}", life.as_secs())).ok()
 }
 
 fn set(nets: &[IpNet]) -> PrefixSet {
@@ -351,7 +378,7 @@ mod tests {
 
     fn compiled(folder: &Path, generation: u64) -> Result<Snapshot, Mistakes> {
         let (config, _) = config::load(&folder.join("tollgate.toml"))?;
-        let keyring = Keyring::new(Arc::default(), |_| ()).unwrap();
+        let keyring = Keyring::new(Duration::from_secs(60), Arc::default(), |_| ()).unwrap();
         let made = Snapshot::compile(config, generation, TagKey::draw(), &keyring, Dates::Heed);
         made.map(|(snapshot, _)| snapshot)
     }

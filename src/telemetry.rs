@@ -74,6 +74,18 @@ pub struct Metrics {
     /// Requests counted against the shared overflow bucket because the table was full.
     pub limiter_overflow: Counter,
     certificates: Family<CertificateLabel, Gauge>,
+    pub orders: Orders,
+}
+
+/// Certificates that are ordered.
+#[derive(Default)]
+pub struct Orders {
+    /// Those that came.
+    pub issued: Counter,
+    /// Orders that failed, by each certificate authority that was asked.
+    pub failed: Counter,
+    /// Challenges of certificate authorities that were answered.
+    pub answered: Counter,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -180,8 +192,10 @@ impl Metrics {
             limiter_keys: Gauge::default(),
             limiter_overflow: Counter::default(),
             certificates: Family::default(),
+            orders: Orders::default(),
         };
         metrics.register_single();
+        metrics.register_certificates();
         metrics
     }
 
@@ -231,6 +245,25 @@ impl Metrics {
             "limiter_overflow",
             "Requests counted in the shared overflow bucket",
             self.limiter_overflow.clone(),
+        );
+    }
+
+    fn register_certificates(&mut self) {
+        let r = &mut self.registry;
+        r.register(
+            "certificates_issued",
+            "Certificates that were ordered and came",
+            self.orders.issued.clone(),
+        );
+        r.register(
+            "certificate_failures",
+            "Orders of certificates that failed, by each certificate authority that was asked",
+            self.orders.failed.clone(),
+        );
+        r.register(
+            "challenges_answered",
+            "Challenges of certificate authorities that were answered, on port 80 and 443",
+            self.orders.answered.clone(),
         );
         r.register(
             "certificate_not_after_seconds",

@@ -6,37 +6,51 @@
 //! provider is aws-lc-rs and named explicitly, so no process-wide default is needed; its key exchange prefers
 //! X25519MLKEM768. Early data stays off: it could be replayed. No handshake happens here.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
-use rustls::ServerConfig;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::server::{NoServerSessionStorage, ProducesTickets};
-use rustls::version::{TLS12, TLS13};
 
 use crate::clock;
-use crate::config::typed::{CertificateFiles, Tls, TlsVersion};
+use crate::config::typed::{CertificateFiles, ClientAuth, Config, Tls};
+use crate::reach::Reach;
 use crate::telemetry::Metrics;
 
+mod asking;
 mod certificate;
+mod challenges;
+mod client_auth;
 mod error;
 mod holding;
 mod keeper;
 mod names;
 mod notice;
+mod ordered;
 mod pem;
+mod principal;
 mod served;
+mod tickets;
 mod watch;
 
 pub use certificate::Certificate;
+pub use challenges::{Challenge, Challenges, Given, NoAnswer};
+pub use client_auth::{Unbelieved, noting, refusal};
 pub use error::TlsError;
 pub use keeper::Keeper;
 pub use notice::Notice;
+pub use ordered::Ordered;
+pub use principal::Principal;
 pub use served::{Choice, Served};
 
+use asking::{Asking, Believed};
+use client_auth::ClientAuthError;
 use holding::Holding;
 use names::{Names, Slot};
 use notice::Tell;
+use served::{Acme, Asks, Manner};
+use tickets::TicketKeys;
+use tickets::shared::Sharing;
 use watch::Following;
 
 /// Every certificate, and the keys of session tickets. Cheap to clone; one per process.
@@ -45,10 +59,11 @@ pub struct Keyring(Arc<Ring>);
 
 struct Ring {
     provider: Arc<CryptoProvider>,
-    /// For listeners that ask no client for a certificate. Those that do may not share it with others: who resumes is
-    /// not verified again.
-    ticketer: Arc<dyn ProducesTickets>,
+    tickets: Arc<TicketKeys>,
+    /// Where the ticket keys are shared, once that is known.
+    sharing: OnceLock<Option<Sharing>>,
     held: Mutex<Held>,
+    challenges: Arc<Challenges>,
     metrics: Arc<Metrics>,
     tell: Tell,
 }
@@ -57,6 +72,7 @@ struct Ring {
 struct Held {
     holdings: Vec<Holding>,
     listeners: Vec<Weak<Names>>,
+    askings: Vec<Asking>,
 }
 
 /// Something wrong with a certificate of a listener.
@@ -79,17 +95,40 @@ pub enum Dates {
 
 impl Keyring {
     /// An empty one. `tell` is called on whatever thread something happens and must not block.
+    /// Ticket keys change `every` so often.
     pub fn new(
+        every: Duration,
         metrics: Arc<Metrics>,
         tell: impl Fn(Notice) + Send + Sync + 'static,
     ) -> Result<Self, TlsError> {
+        let tickets = TicketKeys::new(every);
+        tickets.turn(tickets::now());
         Ok(Self(Arc::new(Ring {
             provider: Arc::new(aws_lc_rs::default_provider()),
-            ticketer: aws_lc_rs::Ticketer::new()?,
+            tickets,
+            sharing: OnceLock::new(),
             held: Mutex::default(),
+            challenges: Arc::default(),
             metrics,
             tell: Box::new(tell),
         })))
+    }
+
+    /// Shares the ticket keys with other replicas, if `config` says so. That cannot change while running, so only the
+    /// first time counts; the first look at the store is the keeper's.
+    ///
+    /// # Errors
+    /// The key file, or what is needed to reach the store, cannot be used.
+    pub fn share(&self, config: &Config) -> Result<(), Flaw> {
+        if self.0.sharing.get().is_some() {
+            return Ok(());
+        }
+        let name_servers = config.egress.as_ref().map_or(&[][..], |e| &e.resolvers);
+        let reach = Reach::new(name_servers);
+        let sharing = Sharing::open(&self.0.tickets, &config.process, reach)
+            .map_err(|(key, text)| Flaw::new(key, &text))?;
+        self.0.sharing.get_or_init(|| sharing);
+        Ok(())
     }
 
     /// What a listener of `tls` serves with. Blocks on file access. Files that are held already are looked at again,
@@ -105,15 +144,33 @@ impl Keyring {
                 Err(error) => flaws.push(Flaw::of(at, files, &error)),
             }
         }
+        let asks = tls.client_auth.as_ref().and_then(|auth| {
+            let believed = self.0.believed(auth);
+            let believed = believed.map_err(|error| flaws.push(Flaw::of_clients(auth, &error)));
+            let (auth, believed) = (auth.clone(), believed.ok()?);
+            Some(Asks { auth, believed })
+        });
         if !flaws.is_empty() {
             return Err(flaws);
         }
+        let ordered = self.places(tls, &slots);
+        slots.extend(ordered.iter().map(|ordered| Arc::clone(&ordered.slot)));
         let names = Arc::new(Names::new(slots, tls.unknown_sni));
         self.0.held().listeners.push(Arc::downgrade(&names));
         names.refresh(); // what was replaced before it was on the list
-        match self.0.config(tls, &names) {
-            Ok(config) => Ok(Arc::new(Served { config, names })),
-            Err(error) => Err(vec![Flaw::new("", &error.into())]),
+        let manner = Manner {
+            provider: Arc::clone(&self.0.provider),
+            min_version: tls.min_version,
+            tickets: Arc::clone(&self.0.tickets),
+        };
+        let challenges = Arc::clone(&self.0.challenges);
+        let acme = Acme {
+            ordered,
+            challenges,
+        };
+        match Served::new(names, manner, asks, acme) {
+            Ok(served) => Ok(Arc::new(served)),
+            Err(error) => Err(vec![Flaw::new("", &TlsError::from(error))]),
         }
     }
 
@@ -131,7 +188,23 @@ impl Keyring {
             let all = holding.flaw.iter().chain(&late);
             flaws.extend(all.map(|error| Flaw::of(at, files, error)));
         }
+        if let Some(auth) = &tls.client_auth {
+            let askings = held.askings.iter().filter(|asking| asking.is_for(auth));
+            for asking in askings {
+                let late = asking.late(second);
+                let all = asking.flaw.iter().chain(&late);
+                flaws.extend(all.map(|error| Flaw::of_clients(auth, error)));
+            }
+        }
         flaws
+    }
+
+    fn sharing(&self) -> Option<Sharing> {
+        self.0.sharing.get().cloned().flatten()
+    }
+
+    fn tell(&self, notice: Notice) {
+        (self.0.tell)(notice);
     }
 
     /// Looks at every file and every date once, and does what follows from it. Blocks on file access.
@@ -170,29 +243,33 @@ impl Ring {
         Ok(slot)
     }
 
-    fn config(&self, tls: &Tls, names: &Arc<Names>) -> Result<Arc<ServerConfig>, rustls::Error> {
-        let versions = match tls.min_version {
-            TlsVersion::V12 => &[&TLS13, &TLS12][..],
-            TlsVersion::V13 => &[&TLS13],
-        };
-        let mut config = ServerConfig::builder_with_provider(Arc::clone(&self.provider))
-            .with_protocol_versions(versions)?
-            .with_no_client_auth()
-            .with_cert_resolver(Arc::clone(names) as _);
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        // Tickets alone: a session kept here would be known to one listener of one process, until the next reload.
-        config.session_storage = Arc::new(NoServerSessionStorage {});
-        config.ticketer = Arc::clone(&self.ticketer);
-        config.send_tls13_tickets = 1;
-        config.max_early_data_size = 0;
-        Ok(Arc::new(config))
+    /// Who is believed by a listener of `auth`: what is held, or what is read now.
+    fn believed(&self, auth: &ClientAuth) -> Result<Arc<Believed>, ClientAuthError> {
+        let mut held = self.held();
+        for asking in held.askings.iter_mut().filter(|a| a.is_for(auth)) {
+            let notice = asking.look_at_once(&self.provider);
+            let Some(believed) = asking.believed() else {
+                continue;
+            };
+            if let Some(notice) = notice {
+                self.changed(held, [notice]);
+            }
+            return Ok(believed);
+        }
+        let (asking, believed) = Asking::begin(auth, &self.provider)?;
+        held.askings.push(asking);
+        Ok(believed)
     }
 
     fn look(&self) {
         let second = now();
         let mut notices = Vec::new();
+        self.tickets.turn(tickets::now());
         let mut held = self.held();
         self.leave(&mut held);
+        for asking in &mut held.askings {
+            notices.extend(asking.look(&self.provider, second));
+        }
         for holding in &mut held.holdings {
             let read = holding.following.as_mut().and_then(|f| f.look(second));
             notices.extend(read.and_then(|read| take(holding, read)));
@@ -214,6 +291,7 @@ impl Ring {
             stays
         });
         held.listeners.retain(|names| names.strong_count() > 0);
+        held.askings.retain(|asking| asking.believed().is_some());
         if held.holdings.len() < before {
             self.measure(held); // another one may go by the same label
         }
@@ -260,6 +338,15 @@ fn now() -> i64 {
 }
 
 impl Flaw {
+    fn of_clients(auth: &ClientAuth, error: &ClientAuthError) -> Self {
+        let file = if *error.path() == auth.ca {
+            "ca"
+        } else {
+            "crl"
+        };
+        Self::new(&format!("client_auth.{file}"), error)
+    }
+
     fn of(at: usize, files: &CertificateFiles, error: &TlsError) -> Self {
         let file = match error.path() {
             Some(path) if *path == files.cert => ".cert",
@@ -270,7 +357,7 @@ impl Flaw {
     }
 
     /// The text of an error says what is wrong, then what mends it.
-    fn new(key: &str, error: &TlsError) -> Self {
+    fn new(key: &str, error: &impl ToString) -> Self {
         let text = error.to_string();
         let (problem, mend) = text.split_once("; ").unwrap_or((&text, "check both files"));
         Self {
@@ -289,7 +376,7 @@ mod tests {
     use rcgen::{CertifiedKey as Generated, KeyPair, generate_simple_self_signed};
 
     use super::*;
-    use crate::config::typed::UnknownSni;
+    use crate::config::typed::{TlsVersion, UnknownSni};
 
     fn files(folder: &Path, cert: &str, key: &str) -> Tls {
         let pair = CertificateFiles {
@@ -301,7 +388,10 @@ mod tests {
         Tls {
             certificates: vec![pair],
             unknown_sni: UnknownSni::Default,
+            acme: None,
+            hosts: Vec::new(),
             min_version: TlsVersion::V12,
+            client_auth: None,
         }
     }
 
@@ -310,7 +400,7 @@ mod tests {
     }
 
     fn serve(tls: &Tls) -> Result<Arc<Served>, Vec<Flaw>> {
-        Keyring::new(Arc::default(), |_| ())
+        Keyring::new(Duration::from_secs(60), Arc::default(), |_| ())
             .unwrap()
             .serve(tls, Dates::Heed)
     }
@@ -324,7 +414,7 @@ mod tests {
             &pair.cert.pem(),
             &pair.signing_key.serialize_pem(),
         );
-        let config = &serve(&tls).unwrap().config;
+        let config = serve(&tls).unwrap().config().unwrap();
         assert_eq!(config.alpn_protocols, [&b"h2"[..], b"http/1.1"]);
         assert_eq!(config.max_early_data_size, 0);
         assert!(config.ticketer.enabled());

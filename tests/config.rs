@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tollgate::config::typed::{Config, HostPattern, OnFailure};
+use tollgate::config::typed::{AcmeStore, Challenge, Config, HostPattern, OnFailure, TicketStore};
 use tollgate::config::{self, Warning};
 
 const SMALLEST: &str = r#"
@@ -63,7 +63,7 @@ fn cases(table: &str) -> Vec<(String, Vec<&str>)> {
             Some(said) => cases.push((std::mem::take(&mut toml), said.split(" | ").collect())),
         }
     }
-    assert!(cases.len() > 2 && toml.is_empty());
+    assert!(cases.len() > 1 && toml.is_empty());
     cases
 }
 
@@ -123,14 +123,16 @@ fn the_full_example_has_every_key() {
             );
         }
     }
-    assert_eq!(tables, 22);
+    assert_eq!(tables, 27);
 }
 
 #[test]
 fn the_full_example_tells_the_true_defaults() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/full.toml");
-    let (full, _) = config::load(&path).unwrap();
+    let (mut full, _) = config::load(&path).unwrap();
     let (small, _) = accepted(&format!("{SMALLEST}[egress]\nfixed = '192.0.2.1'"));
+    assert!(full.process.key_file.take().is_some()); // default: none
+    assert!(full.process.tickets.store.take().is_some()); // default: none, without a Redis
     let same = |a: &dyn std::fmt::Debug, b: &dyn std::fmt::Debug| {
         assert_eq!(format!("{a:?}"), format!("{b:?}"));
     };
@@ -293,6 +295,39 @@ fn values_are_bounded() {
 }
 
 #[test]
+fn ticket_keys_are_shared_where_there_is_a_key_to_seal_with() {
+    let process = |process: &str, more: &str| {
+        let (config, _) = accepted(&format!("{SMALLEST}[process]\n{process}\n{more}"));
+        config.process.tickets
+    };
+    let redis = "[limits.store]\nredis = 'redis://127.0.0.1'";
+    assert_eq!(process("", "").store, None);
+    assert_eq!(process("key_file = 'k'", "").store, None);
+    assert_eq!(
+        process("", redis).store,
+        None,
+        "it may be for the limits alone"
+    );
+    let shared = process("key_file = 'k'\ntickets.every = '1h'", redis);
+    assert!(matches!(shared.store, Some(TicketStore::Redis(_))));
+    assert_eq!(shared.every, Duration::from_secs(3600));
+    let folder = process("key_file = 'k'\ntickets.store = '/shared'", redis).store;
+    assert_eq!(folder, Some(TicketStore::Folder("/shared".into())));
+    one(
+        &format!("{SMALLEST}[process]\ntickets.store = '/shared'"),
+        "process.tickets.store",
+        "what replicas share is sealed, and there is no key to seal with",
+        "make one with `tollgate secret keygen` and name it in `process.key_file`, the same for every replica",
+    );
+    one(
+        &format!("{SMALLEST}[process]\nkey_file = 'k'\ntickets.store = 'redis'"),
+        "process.tickets.store",
+        "no Redis is named",
+        "add `[limits.store]` with `redis = \"redis://127.0.0.1:6379\"`",
+    );
+}
+
+#[test]
 fn units_are_read_strictly() {
     let problem = |more: String| said(&format!("{SMALLEST}{more}")).remove(0).1;
     for text in [
@@ -341,6 +376,33 @@ fn an_ingress_is_checked() {
             said[2],
         );
     }
+}
+
+#[test]
+fn what_is_ordered_is_checked() {
+    let one = |text: &str, said: &[&str]| one(text, said[0], said[1], said[2]);
+    for (more, said) in cases(ACME) {
+        one(&format!("{ORDERING}{more}"), &said);
+    }
+    for (more, said) in cases(REDIS) {
+        one(&format!("{SMALLEST}[limits.store]\n{more}"), &said);
+    }
+    let (config, warnings) = accepted(&format!("{ORDERING}tls.acme = {{}}"));
+    assert!(warnings.is_empty());
+    let acme = config.ingress[0].tls.acme.as_ref().unwrap();
+    let url = "https://acme-v02.api.letsencrypt.org/directory";
+    assert_eq!((acme.issuers.len(), &*acme.issuers[0].directory), (1, url));
+    assert_eq!(acme.challenge, Challenge::TlsAlpn);
+    assert_eq!(config.ingress[0].tls.hosts.len(), 1);
+    assert_eq!(acme.store, AcmeStore::Own("/var/lib/tollgate/acme".into()));
+    // Redis, where it is named and nothing else is said.
+    let redis = "[limits.store]\nredis = 'rediss://r.internal/3'\n[process]\nkey_file = 'k'";
+    let (config, _) = accepted(&format!("{ORDERING}tls.acme = {{}}\n{redis}"));
+    let AcmeStore::Redis(redis) = &config.ingress[0].tls.acme.as_ref().unwrap().store else {
+        panic!("Redis")
+    };
+    assert_eq!((redis.tls, redis.database), (true, 3));
+    assert_eq!(redis.address.to_string(), "r.internal:6379");
 }
 
 #[test]
@@ -582,7 +644,7 @@ lisen = "0.0.0.0:443"
 redirect_http = [":80", "0.0.0.0:99999"]
 hosts = "tools.example.com:443"
 upstream = "https://127.0.0.1:3000"
-tls.acme = { contact = "ops@example.com" }
+tls.acme = { contact = "ops" }
 allow = ["@offce", "10.0.0.1/8"]
 timeouts = { idle = 60 }
 [sets.office]
@@ -638,12 +700,12 @@ error: TLS to the internal server is not available in this release
   |            ^^^^^^^^^^^^^^^^^^^^^^^^
 mend: use http:// over loopback or a private network
 
-error: not available in this release
- --> tollgate.toml:8:12
-  = key: ingress[0].tls.acme
-8 | tls.acme = { contact = "ops@example.com" }
-  |            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-mend: use certificate files: `certificates = [{ cert = "cert.pem", key = "key.pem" }]`
+error: "ops" is not a mail address
+ --> tollgate.toml:8:24
+  = key: ingress[0].tls.acme.contact
+8 | tls.acme = { contact = "ops" }
+  |                        ^^^^^
+mend: write one mail address, as in "ops@example.com"
 
 error: no set is called `offce`
  --> tollgate.toml:9:10
@@ -701,8 +763,9 @@ url = 'https://x'
 # sets.x.url | fetch the list into a `file` with a timer, and reload
 
 [limits.store]
-redis = 'x'
-# limits.store | each process counts for itself: divide `rate` by their number
+redis = 'redis://127.0.0.1'
+on_error = 'local_share'
+# limits.store.on_error | leave it out; certificates alone are shared
 
 [limits.x]
 rate = '1/s'
@@ -732,12 +795,6 @@ http3 = false
 
 forwarded_from = []
 # ingress[0].forwarded_from | use `proxy_protocol_from` and switch PROXY protocol on in the load balancer
-
-tls.acme = {}
-# ingress[0].tls.acme | use certificate files: `certificates = [{ cert = "cert.pem", key = "key.pem" }]`
-
-tls.client_auth = {}
-# ingress[0].tls.client_auth | use `allow`; client certificates are not asked for
 "#;
 
 /// The same within an egress.
@@ -806,6 +863,10 @@ servers = 'http://a'
 connect_timeout = '2m'
 # upstreams.x.connect_timeout | choose from 100ms to 1m
 
+[process]
+tickets.every = '999ms'
+# process.tickets.every | choose from 1s to 1d
+
 max_body = '2TiB'
 # ingress[0].max_body | choose from 1B to 1TiB
 
@@ -822,12 +883,12 @@ tls.certificates = [{ cert = 'c', key = 'k' }]
 
 listen = '0.0.0.0:443'
 upstream = 'http://a'
-# ingress[0].tls | `tls` is missing | add `[ingress.tls]` with `certificates = [{ cert = "cert.pem", key = "key.pem" }]`
+# ingress[0].tls | `tls` is missing | add `tls.acme = { contact = "ops@example.com" }`, or `[ingress.tls]` with `certificates = [{ cert = "cert.pem", key = "key.pem" }]`
 
 listen = '0.0.0.0:443'
 upstream = 'http://a'
 tls = {}
-# ingress[0].tls.certificates | `certificates` is missing | add `certificates = [{ cert = "cert.pem", key = "key.pem" }]`
+# ingress[0].tls.certificates | `certificates` is missing | add `acme`, or `certificates = [{ cert = "cert.pem", key = "key.pem" }]`
 
 listen = '0.0.0.0:443'
 upstream = 'http://a'
@@ -846,8 +907,28 @@ tls = { unknown_sni = 'reject', certificates = [{ cert = 'c', key = 'k' }] }
 
 listen = '0.0.0.0:443'
 upstream = 'http://a'
+tls = { client_auth = {}, certificates = [{ cert = 'c', key = 'k' }] }
+# ingress[0].tls.client_auth.ca | `ca` is missing | add `ca = "FILE.pem"`
+
+listen = '0.0.0.0:443'
+upstream = 'http://a'
+tls = { client_auth = { ca = 'c', mode = 'request' }, certificates = [{ cert = 'c', key = 'k' }] }
+# ingress[0].tls.client_auth.mode | unknown value "request" | choose "required" or "optional"
+
+listen = '0.0.0.0:443'
+upstream = 'http://a'
+tls = { client_auth = { ca = 'c', forward_chain = 'yes' }, certificates = [{ cert = 'c', key = 'k' }] }
+# ingress[0].tls.client_auth.forward_chain | expected true or false, found string | write true or false, without quotes
+
+listen = '0.0.0.0:443'
+route = [{ require_client_cert = true, upstream = 'http://a' }]
+tls.certificates = [{ cert = 'c', key = 'k' }]
+# ingress[0].route[0].require_client_cert | this listener asks no client for a certificate | add `client_auth = { ca = "clients.pem", mode = "optional" }` to the listener's `tls`
+
+listen = '0.0.0.0:443'
+upstream = 'http://a'
 tls.certificates = []
-# ingress[0].tls.certificates | `certificates` is empty | add `certificates = [{ cert = "cert.pem", key = "key.pem" }]`
+# ingress[0].tls.certificates | `certificates` is empty | add `acme`, or `certificates = [{ cert = "cert.pem", key = "key.pem" }]`
 
 listen = '0.0.0.0:443'
 upstream = 'http://a'
@@ -1046,4 +1127,97 @@ policy = [{ destinations = '*', name = 'a' }, { destinations = '*', name = 'a' }
 
 listener = { listen = '127.0.0.1:1', clients = [{ name = 'a', from = '10.0.0.1' }, { name = 'a', from = '10.0.0.1' }] }
 # listener.clients[1] | the same client twice | remove one
+"#;
+
+/// An ingress whose certificate is to be ordered.
+const ORDERING: &str = r#"
+[[ingress]]
+listen = "0.0.0.0:443"
+hosts = "tools.example.com"
+upstream = "http://127.0.0.1:3000"
+"#;
+
+const ACME: &str = r#"
+tls.acme.contact = 'mailto:ops'
+# ingress[0].tls.acme.contact | "mailto:ops" is not a mail address | write one mail address, as in "ops@example.com"
+
+tls.acme.directory = 'http://ca.example/dir'
+# ingress[0].tls.acme.directory | "http://ca.example/dir" is not the https URL of a directory | write "letsencrypt", "letsencrypt-staging", or the https URL that the certificate authority gives as its ACME directory
+
+tls.acme.challenge = 'http-02'
+# ingress[0].tls.acme.challenge | unknown value "http-02" | choose "tls-alpn-01" or "http-01" or "dns-01" or "dns-persist-01"
+
+tls.acme.challenge = 'http-01'
+# ingress[0].tls.acme | the challenge http-01 is answered on port 80, and nothing listens there | add `redirect_http = "0.0.0.0:80"` beside `listen`, or choose another challenge
+
+tls.acme.challenge = 'dns-01'
+# ingress[0].tls.acme.hook | `hook` is missing | add `hook = "/etc/tollgate/dns-hook"`, a program that sets a TXT record; or choose "dns-persist-01", which needs none
+
+tls.acme.hook = '/x'
+# ingress[0].tls.acme.hook | only the challenge dns-01 has a hook | remove it, or choose `challenge = "dns-01"`
+
+tls.acme = { challenge = 'dns-01', hook = [] }
+# ingress[0].tls.acme.hook | not a command | write the program, or a list of it and its arguments, as in ["/etc/tollgate/dns-hook", "--zone", "example.com"]
+
+tls.acme.profile = 'a b'
+# ingress[0].tls.acme.profile | "a b" is not a profile | write the name of one that the directory offers, as in "shortlived"
+
+tls.acme.eab.kid = 'x'
+# ingress[0].tls.acme.eab.key_file | `key_file` is missing | add `key_file = "eab.key"`, a file with the HMAC key that belongs to `kid`
+
+tls.acme.fallback = [{ profile = 'x' }]
+# ingress[0].tls.acme.fallback[0].directory | `directory` is missing | add `directory = "https://..."`
+
+tls.acme.fallback = 'letsencrypt'
+# ingress[0].tls.acme | https://acme-v02.api.letsencrypt.org/directory is named twice | name each directory once
+
+tls.acme.store = 'redis'
+# ingress[0].tls.acme.store | no Redis is named | add `[limits.store]` with `redis = "redis://127.0.0.1:6379"`
+
+tls.acme.store = '/mnt/shared'
+# ingress[0].tls.acme.store | what replicas share is sealed, and there is no key to seal with | make one with `tollgate secret keygen` and name it in `process.key_file`, the same for every replica
+
+tls.acme = {}
+[limits.store]
+redis = 'redis://127.0.0.1'
+# ingress[0].tls.acme | what replicas share is sealed, and there is no key to seal with | make one with `tollgate secret keygen` and name it in `process.key_file`, the same for every replica
+
+tls.acme.wildcards = true
+# ingress[0].tls.acme.wildcards | unknown key | remove it; known here are ca_file, challenge, contact, directory, eab, fallback, hook, profile, store
+
+tls.acme = {}
+[[ingress.route]]
+hosts = '*.example.com'
+upstream = 'http://127.0.0.1:4000'
+# ingress[0].tls.acme | `*.example.com` can only be ordered by a DNS challenge | choose `challenge = "dns-persist-01"` or "dns-01", or name each host
+
+tls.acme.challenge = 'dns-persist-01'
+[[ingress.route]]
+hosts = '192.0.2.1'
+upstream = 'http://127.0.0.1:4000'
+# ingress[0].tls.acme | the address 192.0.2.1 cannot be ordered by a DNS challenge | choose `challenge = "tls-alpn-01"` or "http-01", or remove it from `hosts`
+
+tls.acme = {}
+[[ingress.route]]
+hosts = '192.0.2.1'
+upstream = 'http://127.0.0.1:4000'
+# ingress[0].tls.acme | the address 192.0.2.1 needs a profile that allows addresses | add `profile = "shortlived"` to `acme`, or remove the address from `hosts`
+
+tls.certificates = [{ cert = 'c.pem', key = 'k.pem' }]
+[[ingress]]
+listen = '127.0.0.1:444'
+upstream = 'http://127.0.0.1:3000'
+tls.acme = {}
+# ingress[1].tls.acme | no host is named, so there is nothing to order a certificate for | add `hosts = ["tools.example.com"]` beside `listen`
+"#;
+
+const REDIS: &str = r#"
+redis = '127.0.0.1'
+# limits.store.redis | not the URL of a Redis | write "redis://", or "rediss://" for TLS, then host and port, as in "rediss://limits.internal:6379"
+
+redis = 'redis://me:secret@127.0.0.1'
+# limits.store.redis | a user or password in the URL | put the user in `user` and the password in a file that `password_file` names
+
+user = 'x'
+# limits.store.redis | `redis` is missing | add `redis = "rediss://limits.internal:6379"`
 "#;

@@ -91,7 +91,7 @@ struct House {
 
 /// The keyring has nothing on it: nobody comes in here.
 fn compile(config: Config, generation: u64, journal: &Journal) -> Snapshot {
-    let keyring = Keyring::new(Arc::default(), |_| ()).unwrap();
+    let keyring = Keyring::new(Duration::from_secs(60), Arc::default(), |_| ()).unwrap();
     let (key, dates) = (journal.tag_key(), Dates::Heed);
     Snapshot::compile(config, generation, key, &keyring, dates)
         .unwrap()

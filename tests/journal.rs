@@ -156,6 +156,7 @@ async fn denials_and_events_are_written_without_waiting() {
             client: HERE.ip(),
             refusal: Refusal::ClientDenied,
             target: "tools.example.com",
+            who: None,
         });
     }
     journal.event(Event {
@@ -205,6 +206,7 @@ async fn records_are_found_by_what_is_known_of_them() {
     let journal = open(dir.path(), 0);
     let redaction = Redaction::new(&[], &["/invitations/*".to_owned()], journal.tag_key());
     let request = Request {
+        principal: None,
         listener: HERE,
         client: "2001:db8::9".parse().unwrap(),
         peer: Peer::new(HERE),

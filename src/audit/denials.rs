@@ -105,6 +105,7 @@ mod tests {
             client,
             refusal: Refusal::ClientDenied,
             target: "",
+            who: None,
         }
     }
 

@@ -78,6 +78,7 @@ fn denied(client: IpAddr) -> Denied<'static> {
         client,
         refusal: Refusal::ClientDenied,
         target: "",
+        who: None,
     }
 }
 

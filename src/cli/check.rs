@@ -4,6 +4,7 @@ use std::io::{self, Write};
 use std::sync::Arc;
 
 use super::{ConfigFile, Exit, print};
+use crate::acme::Plan;
 use crate::config::typed::Config;
 use crate::config::{self, Mistakes, Remark, Warning};
 use crate::record::TagKey;
@@ -29,11 +30,15 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> Exit {
     // The tags of this snapshot are never written, so any key will do.
     let compile = |config: Config| {
-        let keyring = Keyring::new(Arc::default(), |_| ()).map_err(|error| {
-            let mend = "try again; if it stays so, this build does not fit the machine";
-            Remark::on_file(&arguments.file.config, error.to_string(), mend)
-        })?;
-        Snapshot::compile(config, 1, TagKey::draw(), &keyring, Dates::Heed)
+        let keyring = Keyring::new(config.process.tickets.every, Arc::default(), |_| ()).map_err(
+            |error| {
+                let mend = "try again; if it stays so, this build does not fit the machine";
+                Remark::on_file(&arguments.file.config, error.to_string(), mend)
+            },
+        )?;
+        let made = Snapshot::compile(config, 1, TagKey::draw(), &keyring, Dates::Heed)?;
+        Plan::new(&made.0.config, made.0.ordered())?;
+        Ok(made)
     };
     let (warnings, mistakes) = match config::load(&arguments.file.config) {
         Err(mistakes) => (Vec::new(), Some(mistakes)),

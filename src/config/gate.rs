@@ -156,7 +156,8 @@ fn client(table: &Table<'_>, sets: &Sets, folder: &Path) -> Option<EgressClient>
     })
 }
 
-fn password(value: &Value<'_>, folder: &Path) -> Option<Password> {
+/// What the file that `value` names holds.
+pub(super) fn password(value: &Value<'_>, folder: &Path) -> Option<Password> {
     let path = folder.join(value.text()?);
     let mut bytes = Vec::new();
     let read = std::fs::File::open(&path)

@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use super::raw::{Table, Value};
-use super::typed::{Admin, Audit, Durability, Limit, Log, LogFormat, OnFailure, Process};
-use super::{ON_FAILURE, units};
+use super::typed::{
+    Admin, Audit, Durability, Limit, Log, LogFormat, OnFailure, Process, RedisStore,
+};
+use super::{ON_FAILURE, acme, tickets, units};
 
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -37,13 +39,15 @@ const RATE_MAX: u32 = 1_000_000;
 const REFILL_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// `[process]`
-pub(super) fn process(root: &Table<'_>) -> Process {
+pub(super) fn process(root: &Table<'_>, folder: &Path, redis: Option<&RedisStore>) -> Process {
     let mut process = Process {
         state_dir: PathBuf::from(DEFAULT_STATE_DIR),
         workers: processors(),
         drain_deadline: DEFAULT_DRAIN_DEADLINE,
         max_sessions: DEFAULT_SESSIONS,
         max_sessions_per_client: share(DEFAULT_SESSIONS),
+        key_file: None,
+        tickets: tickets::DEFAULT,
     };
     let Some(table) = root.table("process") else {
         return process;
@@ -70,6 +74,9 @@ pub(super) fn process(root: &Table<'_>) -> Process {
         1..=SESSIONS_MAX,
         share(process.max_sessions),
     );
+    let key_file = table.value("key_file").and_then(|v| v.text());
+    process.key_file = key_file.map(|text| folder.join(text));
+    process.tickets = tickets::tickets(&table, folder, &process, redis);
     process
 }
 
@@ -206,10 +213,13 @@ fn secret_path(text: &str) -> units::Read<String> {
 }
 
 /// `[limits]`
-pub(super) fn limits(root: &Table<'_>) -> BTreeMap<String, Limit> {
-    let mut limits = BTreeMap::new();
+pub(super) fn limits(
+    root: &Table<'_>,
+    folder: &Path,
+) -> (BTreeMap<String, Limit>, Option<RedisStore>) {
+    let (mut limits, mut store) = (BTreeMap::new(), None);
     let Some(table) = root.table("limits") else {
-        return limits;
+        return (limits, store);
     };
     let named = table.named();
     if named.len() > LIMITS_MAX {
@@ -218,12 +228,12 @@ pub(super) fn limits(root: &Table<'_>) -> BTreeMap<String, Limit> {
     }
     for (name, value) in named {
         if name == "store" {
-            value.not_yet("each process counts for itself: divide `rate` by their number");
+            store = acme::redis(&value, folder);
         } else if let Some(limit) = value.table().and_then(|t| limit(&t)) {
             limits.insert(name.to_owned(), limit);
         }
     }
-    limits
+    (limits, store)
 }
 
 fn limit(table: &Table<'_>) -> Option<Limit> {

@@ -7,10 +7,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
+use super::acme::Ground;
 use super::raw::{Table, Value};
 use super::sets::Sets;
 use super::tls::tls;
-use super::typed::{HostPattern, Ingress, OnFailure, Route, Timeouts, Upstream};
+use super::typed::{
+    HostPattern, Ingress, OnFailure, Process, RedisStore, Route, Timeouts, Upstream,
+};
 use super::{ON_FAILURE, units};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -32,8 +35,13 @@ pub(super) struct Around<'a> {
     pub(super) sets: &'a Sets,
     pub(super) limits: &'a [&'a str],
     pub(super) folder: &'a Path,
+    pub(super) process: &'a Process,
+    /// Of `[limits.store]`.
+    pub(super) redis: Option<&'a RedisStore>,
     /// Of `[audit]`.
     pub(super) on_failure: OnFailure,
+    /// Whether the listener at hand asks its clients for certificates.
+    pub(super) asks: bool,
     /// Grows by the URLs that are given in place of names.
     pub(super) upstreams: BTreeMap<String, Upstream>,
 }
@@ -85,11 +93,23 @@ pub(super) fn ingress(table: &Table<'_>, around: &mut Around<'_>) -> Option<Ingr
     let listen = table.some("listen", r#"add `listen = "0.0.0.0:443"`"#);
     let listen = listen.iter().filter_map(Value::listen).collect();
     let redirect_http = table.list("redirect_http");
-    let redirect_http = redirect_http.iter().filter_map(Value::listen).collect();
-    let tls = tls(table, around.folder);
+    let redirect_http: Vec<_> = redirect_http.iter().filter_map(Value::listen).collect();
     let sets = around.sets;
     let everybody = "name the load balancers alone: whoever is listed may claim any client address";
+    let tls_value = table.value("tls");
+    around.asks = tls_value.is_none_or(|tls| tls.holds("client_auth"));
     let routes = routes(table, around);
+    let ground = Ground {
+        folder: around.folder,
+        process: around.process,
+        redis: around.redis,
+        routes: &routes,
+        redirect_http: &redirect_http,
+    };
+    let tls = tls(table, ground);
+    let hsts = table
+        .value("hsts")
+        .and_then(|v| v.duration(24 * HOUR..=730 * 24 * HOUR));
     let (allow, deny) = (sets.allow(table, "allow"), sets.nets(&table.list("deny")));
     let proxy_protocol_from = sets.some(table, "proxy_protocol_from", everybody);
     let limits = limits(table, around.limits);
@@ -97,6 +117,7 @@ pub(super) fn ingress(table: &Table<'_>, around: &mut Around<'_>) -> Option<Ingr
         listen,
         redirect_http,
         tls: tls?,
+        hsts,
         proxy_protocol_from,
         allow,
         deny,
@@ -201,6 +222,14 @@ fn route(table: &Table<'_>, around: &mut Around<'_>, outer: &Defaults) -> Option
     let (allow, deny) = (around.sets.allow(table, "allow"), table.list("deny"));
     let deny = around.sets.nets(&deny);
     let limits = limits(table, around.limits);
+    let require_client_cert = table.flag("require_client_cert", false);
+    if let Some(value) = table.value("require_client_cert")
+        && require_client_cert
+        && !around.asks
+    {
+        let mend = r#"add `client_auth = { ca = "clients.pem", mode = "optional" }` to the listener's `tls`"#;
+        value.wrong("this listener asks no client for a certificate", mend);
+    }
     let upstream = upstream_name(table, around);
     if table.value("upstream").is_none() {
         let mend = r#"add `upstream = "http://127.0.0.1:3000"` or a name in `[upstreams]`"#;
@@ -212,6 +241,7 @@ fn route(table: &Table<'_>, around: &mut Around<'_>, outer: &Defaults) -> Option
         allow,
         deny,
         limits,
+        require_client_cert,
         upstream: upstream?,
         timeouts: own.timeouts,
         max_body: own.max_body,
@@ -226,6 +256,7 @@ fn last(defaults: Defaults, upstream: String) -> Route {
         allow: None,
         deny: Vec::new(),
         limits: Vec::new(),
+        require_client_cert: false,
         upstream,
         timeouts: defaults.timeouts,
         max_body: defaults.max_body,

@@ -173,6 +173,11 @@ impl<'t> Table<'t> {
         value.and_then(|v| v.word(words)).unwrap_or(default)
     }
 
+    /// True or false, `default` if absent.
+    pub(super) fn flag(&self, name: &'static str, default: bool) -> bool {
+        self.value(name).and_then(|v| v.flag()).unwrap_or(default)
+    }
+
     /// The values of a string or a list; empty if absent.
     pub(super) fn list(&self, name: &'static str) -> Vec<Value<'t>> {
         self.value(name).map_or_else(Vec::new, |v| v.list())
@@ -263,7 +268,7 @@ impl<'t> Value<'t> {
         Some(address)
     }
 
-    fn duration(&self, bounds: RangeInclusive<Duration>) -> Option<Duration> {
+    pub(super) fn duration(&self, bounds: RangeInclusive<Duration>) -> Option<Duration> {
         if self.value.is_integer() {
             return self.is_not("a duration", r#"write it with its unit, as in "30s""#);
         }
@@ -324,6 +329,13 @@ impl<'t> Value<'t> {
         found.map(|(_, value)| *value)
     }
 
+    fn flag(&self) -> Option<bool> {
+        let mend = "write true or false, without quotes";
+        self.value
+            .as_bool()
+            .or_else(|| self.is_not("true or false", mend))
+    }
+
     /// The values of a list; anything else counts as a list of one.
     pub(super) fn list(&self) -> Vec<Value<'t>> {
         let Some(array) = self.value.as_array() else {
@@ -359,6 +371,12 @@ impl<'t> Value<'t> {
             return self.parsed(units::ports);
         }
         self.integer(1..=u16::MAX).map(|port| (port, port))
+    }
+
+    /// Whether it is a table that has `name`, which may not be read yet.
+    pub(super) fn holds(&self, name: &str) -> bool {
+        let table = self.value.as_table();
+        table.is_some_and(|entries| entries.get(name).is_some())
     }
 
     /// Whether it is a table.

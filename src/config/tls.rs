@@ -3,7 +3,10 @@
 //! Only the paths are read here; the files are when the configuration is compiled.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use super::acme::{Ground, acme, hosts};
+use super::client_auth::client_auth;
 use super::raw::{Table, Value};
 use super::typed::{CertificateFiles, Tls, TlsVersion, UnknownSni};
 
@@ -15,32 +18,38 @@ const UNKNOWN: [(&str, UnknownSni); 2] = [
 ];
 
 /// `tls` of an ingress; every key of the table is looked at even if there is no certificate.
-pub(super) fn tls(ingress: &Table<'_>, folder: &Path) -> Option<Tls> {
+pub(super) fn tls(ingress: &Table<'_>, ground: Ground<'_>) -> Option<Tls> {
     let Some(table) = ingress.table("tls") else {
         if ingress.value("tls").is_none() {
-            ingress.missing("tls", &format!("add `[ingress.tls]` with {EXAMPLE}"));
+            let mend = format!(
+                "add `tls.acme = {{ contact = \"ops@example.com\" }}`, or `[ingress.tls]` with {EXAMPLE}"
+            );
+            ingress.missing("tls", &mend);
         }
         return None;
     };
-    table.not_yet("acme", &format!("use certificate files: {EXAMPLE}"));
-    table.not_yet(
-        "client_auth",
-        "use `allow`; client certificates are not asked for",
-    );
+    let client_auth = client_auth(&table, ground.folder);
     let min_version = table.word("min_version", &VERSIONS, TlsVersion::V12);
     let unknown_sni = table.word("unknown_sni", &UNKNOWN, UnknownSni::Default);
-    let certificates = certificates(&table, folder)?;
+    let acme = acme(&table, ground);
+    let certificates = certificates(&table, ground.folder)?;
+    if certificates.is_empty() && acme.is_none() {
+        return None; // there is a mistake in one of them
+    }
     Some(Tls {
         certificates,
+        acme: acme.map(Arc::new),
+        hosts: hosts(ground.routes),
         unknown_sni,
         min_version,
+        client_auth: client_auth?,
     })
 }
 
 fn certificates(table: &Table<'_>, folder: &Path) -> Option<Vec<CertificateFiles>> {
     let list = match table.value("certificates") {
-        None if table.value("acme").is_some() => return None,
-        _ => table.some("certificates", &format!("add {EXAMPLE}")),
+        None if table.value("acme").is_some() => return Some(Vec::new()),
+        _ => table.some("certificates", &format!("add `acme`, or {EXAMPLE}")),
     };
     let mut certificates: Vec<CertificateFiles> = Vec::new();
     for value in &list {
@@ -64,7 +73,7 @@ fn files(value: &Value<'_>, folder: &Path) -> Option<CertificateFiles> {
     })
 }
 
-fn file(table: &Table<'_>, name: &'static str, folder: &Path) -> Option<PathBuf> {
+pub(super) fn file(table: &Table<'_>, name: &'static str, folder: &Path) -> Option<PathBuf> {
     let Some(value) = table.value(name) else {
         table.missing(name, &format!(r#"add `{name} = "FILE.pem"`"#));
         return None;

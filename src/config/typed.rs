@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -13,6 +14,10 @@ use ipnet::IpNet;
 use crate::addr::{Destination, Host};
 
 use super::remark::Source;
+
+mod acme;
+
+pub use acme::{Acme, AcmeStore, Binding, Challenge, Hook, Issuer, RedisStore};
 
 /// One whole configuration.
 #[derive(Debug)]
@@ -22,6 +27,8 @@ pub struct Config {
     pub log: Log,
     pub audit: Audit,
     pub limits: BTreeMap<String, Limit>,
+    /// What replicas share.
+    pub store: Option<RedisStore>,
     pub ingress: Vec<Ingress>,
     pub upstreams: BTreeMap<String, Upstream>,
     pub egress: Option<Egress>,
@@ -71,6 +78,24 @@ pub struct Process {
     pub max_sessions: usize,
     /// Ingress connections of one client address (IPv6: of one /64).
     pub max_sessions_per_client: usize,
+    /// The keys that seal what others can read.
+    pub key_file: Option<PathBuf>,
+    pub tickets: Tickets,
+}
+
+/// `tickets` of `[process]`
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Tickets {
+    /// How often the keys of session tickets change.
+    pub every: Duration,
+    /// Where replicas share them; there is a key file then.
+    pub store: Option<TicketStore>,
+}
+
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum TicketStore {
+    Folder(PathBuf),
+    Redis(RedisStore),
 }
 
 /// `[admin]`
@@ -138,6 +163,8 @@ pub struct Ingress {
     pub listen: Vec<SocketAddr>,
     pub redirect_http: Vec<SocketAddr>,
     pub tls: Tls,
+    /// How long browsers shall not come without TLS.
+    pub hsts: Option<Duration>,
     /// PROXY v1/v2 is required from these peers and not looked for from others.
     pub proxy_protocol_from: Vec<IpNet>,
     /// `None`: everyone.
@@ -152,10 +179,16 @@ pub struct Ingress {
 /// `[ingress.tls]`
 #[derive(Debug)]
 pub struct Tls {
-    /// At least one. The first is for clients that no other is for, if those are served.
+    /// The first certificate is for clients that no other is for, if those are served. None only if some are ordered.
     pub certificates: Vec<CertificateFiles>,
+    /// Those that are ordered stand behind those from files.
+    pub acme: Option<Arc<Acme>>,
+    /// What may be ordered: the hosts of the listener's routes, nothing else.
+    pub hosts: Vec<HostPattern>,
     pub unknown_sni: UnknownSni,
     pub min_version: TlsVersion,
+    /// `None`: no client is asked for a certificate.
+    pub client_auth: Option<ClientAuth>,
 }
 
 /// A chain, leaf first, and the leaf's private key.
@@ -171,6 +204,26 @@ pub enum UnknownSni {
     /// The first certificate.
     Default,
     Refuse,
+}
+
+/// `client_auth`
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ClientAuth {
+    /// Authorities that issue client certificates.
+    pub ca: PathBuf,
+    /// Revocation lists; if there is any, each issuer must have one.
+    pub crl: Vec<PathBuf>,
+    pub mode: ClientAuthMode,
+    /// Whether the upstream gets `Client-Cert-Chain` beside `Client-Cert`.
+    pub forward_chain: bool,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum ClientAuthMode {
+    /// Asked for, and verified if there is one.
+    Optional,
+    /// No handshake without.
+    Required,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -189,6 +242,8 @@ pub struct Route {
     pub allow: Option<Vec<IpNet>>,
     pub deny: Vec<IpNet>,
     pub limits: Vec<String>,
+    /// Only for clients with a verified certificate.
+    pub require_client_cert: bool,
     /// A name in [`Config::upstreams`].
     pub upstream: String,
     pub timeouts: Timeouts,

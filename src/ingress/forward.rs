@@ -25,6 +25,8 @@ use super::upgrade;
 use super::upstream::Link;
 use super::visitor::Visitor;
 
+const CLIENT_CERT: HeaderName = HeaderName::from_static("client-cert");
+const CLIENT_CERT_CHAIN: HeaderName = HeaderName::from_static("client-cert-chain");
 const X_CLIENT_IP: HeaderName = HeaderName::from_static("x-client-ip");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
@@ -32,7 +34,7 @@ const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto
 const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Fields that [`introduce`] may add.
-const OURS_MAX: usize = 9;
+const OURS_MAX: usize = 11;
 
 impl Ingress {
     /// Sends an admitted request on, and gives its answer. The passage ends with the answer's last byte.
@@ -120,6 +122,12 @@ fn introduce(headers: &mut HeaderMap, visitor: &Visitor, host: &HeaderValue, id:
     headers.insert(X_FORWARDED_HOST, host.clone());
     headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("https"));
     headers.insert(X_REQUEST_ID, id.clone());
+    if let Some(shown) = &visitor.shown {
+        headers.insert(CLIENT_CERT, shown.leaf.clone());
+        if let Some(chain) = &shown.chain {
+            headers.insert(CLIENT_CERT_CHAIN, chain.clone());
+        }
+    }
     if visitor.frames {
         join_cookies(headers);
     }

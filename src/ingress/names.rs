@@ -7,9 +7,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::addr::Host;
+use crate::addr::{Families, Host};
 use crate::outcome::Refusal;
-use crate::policy::address::Families;
 use crate::resolve::Resolver;
 
 /// The resolver, once a name was met.
@@ -34,8 +33,8 @@ impl Names {
                 Ok(vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()])
             }
             Host::Name(name) => {
-                let both = Families { v4: true, v6: true };
-                let found = self.resolver(servers)?.resolve(name, both).await;
+                let resolver = self.resolver(servers)?;
+                let found = resolver.resolve(name, Families::BOTH).await;
                 found.map_err(|refusal| {
                     tracing::warn!(
                         upstream = &**name,

@@ -14,7 +14,7 @@ use crate::clock::Id;
 use crate::limit::{Quota, Slot};
 use crate::outcome::Refusal;
 use crate::policy::allow_list::Client;
-use crate::record::{Before, Denied, Request as Facts};
+use crate::record::{Before, Denied, Request as Facts, Who};
 use crate::snapshot::{Entrance, Route, Snapshot};
 use crate::telemetry::Way;
 use crate::wire::http::{Authority, check, generous};
@@ -76,11 +76,15 @@ impl Ingress {
                 (Some(authority), self.pass(entry, arrival).await)
             }
         };
-        let response = passed.unwrap_or_else(|refused: Refused| {
+        let mut response = passed.unwrap_or_else(|refused: Refused| {
             let target = name.as_ref().map_or("", |authority| &*authority.name);
             self.deny(&visitor, refused.refusal, target);
             Arrival::problem(&visitor, refused, &id, unread)
         });
+        if let Some(hsts) = &visitor.hsts {
+            let name = header::STRICT_TRANSPORT_SECURITY;
+            response.headers_mut().entry(name).or_insert(hsts.clone());
+        }
         self.metrics.responded(response.status().as_u16());
         drop(busy);
         if silent {
@@ -99,6 +103,9 @@ impl Ingress {
         let route = Arc::clone(route(entrance, &arrival)?);
         let client = entrance.list.admit(visitor.client.address())?; // a reload may have changed it
         let client = route.list.admit(client.address())?;
+        if route.require_client_cert && visitor.shown.is_none() {
+            return Err(Refusal::ClientCertificateRequired.into());
+        }
         let turn = visitor.session.begin()?;
         let slots = [
             self.take(&entrance.quotas, client)?,
@@ -126,7 +133,9 @@ impl Ingress {
 
     /// Counts and records what was not admitted.
     pub(super) fn deny(&self, visitor: &Visitor, refusal: Refusal, target: &str) {
-        self.turn_away(visitor.listen, visitor.client.address(), refusal, target);
+        let (listen, client) = (visitor.listen, visitor.client.address());
+        let who = visitor.principal().map(Who::Principal);
+        self.turn_away(listen, client, refusal, target, who);
     }
 
     /// As [`Ingress::deny`], where there is no visitor yet.
@@ -136,6 +145,7 @@ impl Ingress {
         client: IpAddr,
         refusal: Refusal,
         target: &str,
+        who: Option<Who<'_>>,
     ) {
         self.metrics.refused(Way::Ingress, refusal);
         self.metrics.unanswered(listener, client, refusal);
@@ -145,6 +155,7 @@ impl Ingress {
             client,
             refusal,
             target,
+            who,
         });
     }
 }
@@ -182,6 +193,7 @@ fn facts<'a>(
         client: client.address(),
         peer: visitor.peer,
         tls: visitor.tls,
+        principal: visitor.principal(),
         version: version(parts.version),
         method: parts.method.as_str(),
         host: &arrival.authority.name,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
-use http::{Request, Response, StatusCode, request};
+use http::{Method, Request, Response, StatusCode, request};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -28,6 +28,7 @@ use crate::wire::http::{Authority, FIELDS_MAX, HEAD_BYTES_MAX, authority, check}
 use super::Ingress;
 use super::pulse::{Pulse, Timed};
 use super::reply::{id_value, problem};
+use super::visitor::entrance;
 
 impl Ingress {
     /// Answers one request of a client that came to a plain listener, then closes.
@@ -62,8 +63,27 @@ impl Ingress {
         if over.is_err()
             && let Some(refusal) = pulse.expired()
         {
-            self.turn_away(listen, client.address(), refusal, "");
+            self.turn_away(listen, client.address(), refusal, "", None);
         }
+    }
+
+    /// What answers a challenge of a certificate authority.
+    fn challenge(
+        &self,
+        snapshot: &Snapshot,
+        parts: &request::Parts,
+        client: Client,
+        listen: SocketAddr,
+    ) -> Option<Response<Bytes>> {
+        let challenges = entrance(snapshot, listen)?.tls.challenges()?;
+        if parts.method != Method::GET {
+            return None;
+        }
+        let given = challenges.answer_http(parts.uri.path())?;
+        self.answered(listen, client.address(), "http-01", "", given.before);
+        let mut response = Response::new(Bytes::from(String::from(given.answer)));
+        response.headers_mut().insert(header::CONTENT_TYPE, PLAIN);
+        Some(response)
     }
 
     fn send_to_https(
@@ -72,7 +92,12 @@ impl Ingress {
         client: Client,
         listen: SocketAddr,
     ) -> Response<Full<Bytes>> {
-        let location = location(&self.live.load(), parts, listen);
+        let snapshot = self.live.load();
+        if let Some(answer) = self.challenge(&snapshot, parts, client, listen) {
+            self.metrics.responded(StatusCode::OK.as_u16());
+            return answer.map(Full::new);
+        }
+        let location = location(&snapshot, parts, listen);
         let response = match location {
             Ok(location) => {
                 let mut response = Response::new(Bytes::new());
@@ -81,7 +106,7 @@ impl Ingress {
                 response
             }
             Err(refusal) => {
-                self.turn_away(listen, client.address(), refusal, "");
+                self.turn_away(listen, client.address(), refusal, "", None);
                 problem(refusal.into(), &id_value(Id::new()), true)
             }
         };
@@ -89,6 +114,9 @@ impl Ingress {
         response.map(Full::new)
     }
 }
+
+/// Nothing but text, whatever a browser makes of it.
+const PLAIN: HeaderValue = HeaderValue::from_static("application/octet-stream");
 
 /// The same target under https. A client that came to the usual port is sent to the usual port, whatever ours is
 /// mapped to; one that named another port is sent to the port we listen on.

@@ -104,7 +104,7 @@ impl Ingress {
     where
         C: Future<Output = hyper::Result<()>> + Unpin,
     {
-        let (mut generation, mut leaving) = (visitor.generation, false);
+        let (mut occasion, mut leaving) = (visitor.occasion, false);
         loop {
             tokio::select! {
                 biased;
@@ -114,8 +114,8 @@ impl Ingress {
                     leaving = true;
                     leave(connection);
                 }
-                newer = visitor.session.reloaded(generation) => {
-                    generation = newer;
+                newer = visitor.session.judged_again(occasion) => {
+                    occasion = newer;
                     if let Err(refusal) = visitor.welcome(&self.live.load()) {
                         self.deny(visitor, refusal, "");
                         return End::Cut;

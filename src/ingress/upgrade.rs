@@ -75,11 +75,11 @@ impl Stream {
         } // otherwise a side broke off: what the end of a passage means by itself
     }
 
-    /// Ends when a reload has taken the client's permission away.
+    /// Ends when a reload, or a changed list of who is believed, has taken the client's permission away.
     async fn unwelcome(&self) -> Refusal {
-        let mut generation = self.visitor.generation;
+        let mut occasion = self.visitor.occasion;
         loop {
-            generation = self.visitor.session.reloaded(generation).await;
+            occasion = self.visitor.session.judged_again(occasion).await;
             if let Err(refusal) = self.visitor.welcome(&self.live.load()) {
                 return refusal;
             }

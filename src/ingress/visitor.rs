@@ -10,9 +10,10 @@ use rustls::ProtocolVersion;
 use crate::addr::{Host, Peer};
 use crate::outcome::Refusal;
 use crate::policy::allow_list::Client;
-use crate::sessions::Session;
+use crate::record;
+use crate::sessions::{Occasion, Session};
 use crate::snapshot::{Entrance, Live, Snapshot};
-use crate::tls::Certificate;
+use crate::tls::{Certificate, Principal};
 use crate::wire::http::{Authority, authority};
 
 use super::pulse::Pulse;
@@ -30,12 +31,16 @@ pub(super) struct Visitor {
     /// What it was shown for the server name that it asked for. Who asked for none would be shown the same on every
     /// connection: it is served every host on this one.
     pub(super) certificate: Option<Arc<Certificate>>,
+    /// What it has shown.
+    pub(super) shown: Option<Box<Shown>>,
+    /// `Strict-Transport-Security`, for answers that have none.
+    pub(super) hsts: Option<HeaderValue>,
     /// It speaks HTTP/2.
     pub(super) frames: bool,
     pub(super) pulse: Arc<Pulse>,
     pub(super) session: Session,
-    /// Under which snapshot it was let in.
-    pub(super) generation: u64,
+    /// When it was last judged.
+    pub(super) occasion: Occasion,
     /// Whom the last request was addressed to: hardly ever another one.
     pub(super) addressed: Mutex<Option<(Box<str>, Addressed)>>,
 }
@@ -88,7 +93,35 @@ impl Visitor {
     pub(super) fn welcome(&self, snapshot: &Snapshot) -> Result<(), Refusal> {
         let entrance = entrance(snapshot, self.listen).ok_or(Refusal::PolicyChanged)?;
         let admitted = entrance.list.admit(self.client.address());
-        admitted.map(drop).map_err(|_| Refusal::PolicyChanged)
+        admitted.map_err(|_| Refusal::PolicyChanged)?;
+        let principal = self.shown.as_ref().map(|shown| &shown.principal);
+        entrance.tls.welcomes(principal)
+    }
+
+    /// Whose certificate was verified, as it is recorded.
+    pub(super) fn principal(&self) -> Option<&record::Certificate> {
+        self.shown.as_ref().map(|shown| shown.principal.record())
+    }
+}
+
+/// The certificate that a client has shown, and what the upstream is told of it (RFC 9440).
+pub(super) struct Shown {
+    pub(super) principal: Principal,
+    /// `Client-Cert`
+    pub(super) leaf: HeaderValue,
+    /// `Client-Cert-Chain`
+    pub(super) chain: Option<HeaderValue>,
+}
+
+impl Shown {
+    pub(super) fn new(principal: Principal, with_chain: bool) -> Self {
+        let value = |text: String| HeaderValue::try_from(text).ok(); // base64, colons and commas: always one
+        let chain = with_chain.then(|| principal.client_cert_chain()).flatten();
+        Self {
+            leaf: value(principal.client_cert()).unwrap_or(HeaderValue::from_static("::")),
+            chain: chain.and_then(value),
+            principal,
+        }
     }
 }
 

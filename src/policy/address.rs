@@ -8,6 +8,7 @@ use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::destination::{Allowed, Literal};
+use crate::addr::Families;
 use crate::outcome::Refusal;
 
 /// Addresses that are kept of one name.
@@ -28,13 +29,6 @@ pub struct Own {
     /// Egress listeners and the admin listener: never dialled, whatever a rule says, or a client could go round in
     /// circles and reach what listens for the operator only.
     pub doors: Vec<SocketAddr>,
-}
-
-/// The families that have a fixed address.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Families {
-    pub v4: bool,
-    pub v6: bool,
 }
 
 /// Judges what the destination resolved to. IPv6 and IPv4 take turns in the result, IPv6 first (RFC 8305 section 4).
@@ -70,15 +64,6 @@ impl Checked {
     /// The destination's port.
     pub fn port(&self) -> u16 {
         self.port
-    }
-}
-
-impl Families {
-    fn have(self, address: IpAddr) -> bool {
-        match address {
-            IpAddr::V4(_) => self.v4,
-            IpAddr::V6(_) => self.v6,
-        }
     }
 }
 
@@ -230,7 +215,7 @@ mod tests {
     use crate::config::typed::{Action, DestinationPattern, PolicyRule};
     use crate::policy::destination::Destinations;
 
-    const BOTH: Families = Families { v4: true, v6: true };
+    const BOTH: Families = Families::BOTH;
 
     fn ip(text: &str) -> IpAddr {
         text.parse().unwrap()

@@ -45,6 +45,9 @@ impl Request<'_> {
         fields.shown("client", self.client);
         fields.shown("peer", self.peer.socket());
         fields.word("tls", self.tls);
+        if let Some(principal) = self.principal {
+            principal.write("principal", fields);
+        }
         fields.word("version", self.version);
         fields.text("method", self.method.as_bytes(), METHOD_BYTES_MAX);
         fields.text("host", without_userinfo(self.host), HOST_BYTES_MAX);
@@ -127,6 +130,9 @@ impl Denied<'_> {
         if !self.target.is_empty() {
             let target = without_userinfo(self.target);
             fields.text("target", target, TARGET_BYTES_MAX);
+        }
+        if let Some(who) = self.who {
+            who.write(&mut fields);
         }
         fields.close();
     }
@@ -239,6 +245,7 @@ mod tests {
             client: LISTENER.ip(),
             peer: Peer::new(LISTENER),
             tls: "TLSv1.3",
+            principal: None,
             version: "HTTP/1.1",
             method: "GET",
             host: "user:pass@tools.example.com",

@@ -92,6 +92,41 @@ impl<'a> Fields<'a> {
         self.out.push(b']');
     }
 
+    /// A list of texts from outside: the first `max` of them, at most `text_max` bytes of each once escaped.
+    pub(crate) fn texts<'t>(
+        &mut self,
+        key: &'static str,
+        values: impl ExactSizeIterator<Item = &'t [u8]>,
+        max: usize,
+        text_max: usize,
+    ) {
+        self.key(key);
+        self.truncated |= values.len() > max;
+        self.out.push(b'[');
+        for (at, value) in values.take(max).enumerate() {
+            if at > 0 {
+                self.out.push(b',');
+            }
+            self.out.push(b'"');
+            let mut text = Text {
+                fields: self,
+                left: text_max,
+                full: false,
+            };
+            text.push(value);
+            text.close();
+        }
+        self.out.push(b']');
+    }
+
+    /// An object whose inside was encoded before, by this room.
+    pub(crate) fn encoded_object(&mut self, key: &'static str, inside: &[u8]) {
+        self.key(key);
+        self.out.push(b'{');
+        self.out.extend_from_slice(inside);
+        self.out.push(b'}');
+    }
+
     /// An object within this one.
     pub(crate) fn object(&mut self, key: &'static str, inside: impl FnOnce(&mut Fields<'_>)) {
         self.key(key);

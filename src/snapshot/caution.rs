@@ -37,14 +37,17 @@ pub(super) fn serve(
         .collect();
     let (certificates, hosts) = (served.certificates(), hosts(ingress));
     for host in &hosts {
-        if !certificates.iter().any(|c| is_for(c, host)) {
+        let ordered = served.ordered().iter().any(|o| o.name == **host);
+        if !ordered && !certificates.iter().any(|c| is_for(c, host)) {
             let problem = format!("no certificate is for `{}`", shown(host));
             let mend =
                 "add one that has this name (*. stands for one label), or take it from `hosts`";
             said.push(remark("certificates", problem, mend));
         }
     }
-    for (n, certificate) in certificates.iter().enumerate() {
+    // What was ordered stands behind what files hold.
+    let from_files = certificates.iter().take(ingress.tls.certificates.len());
+    for (n, certificate) in from_files.enumerate() {
         let (label, key) = (&certificate.label, format!("certificates[{n}].cert"));
         if !hosts.is_empty() && !hosts.iter().any(|host| is_for(certificate, host)) {
             let names = certificate.shown();

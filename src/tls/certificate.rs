@@ -13,7 +13,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::error::X509Error;
-use x509_parser::extensions::GeneralName;
+use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::FromDer as _;
 
 use crate::addr::Host;
@@ -179,6 +179,23 @@ impl Certificate {
         exact
             .map(str::to_owned)
             .or_else(|| below().map(|name| format!("*.{name}")))
+    }
+
+    /// The leaf as it came, DER.
+    pub fn leaf(&self) -> &[u8] {
+        self.key.cert.first().map_or(&[], |leaf| leaf.as_ref())
+    }
+
+    /// What its issuer calls it when asked about its renewal (RFC 9773 section 4.1), without encoding: key identifier
+    /// of the issuer, serial number.
+    pub fn renewal_identifier(&self) -> Option<(Vec<u8>, Vec<u8>)> {
+        let (_, leaf) = X509Certificate::from_der(self.leaf()).ok()?;
+        let mut extensions = leaf.iter_extensions();
+        let issuer = extensions.find_map(|extension| match extension.parsed_extension() {
+            ParsedExtension::AuthorityKeyIdentifier(found) => found.key_identifier.as_ref(),
+            _ => None,
+        })?;
+        Some((issuer.0.to_vec(), leaf.raw_serial().to_vec()))
     }
 
     /// Its names as a person reads them, at most a few.

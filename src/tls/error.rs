@@ -48,6 +48,8 @@ pub enum TlsError {
         subject: String,
         at: String,
     },
+    #[error("{}: the certificate is for {names}; it must be for the name that was ordered", path.display())]
+    OtherName { path: PathBuf, names: String },
     #[error("TLS cannot be set up: {0}")]
     Setup(#[from] rustls::Error),
 }
@@ -68,6 +70,7 @@ impl TlsError {
             | Self::CertificateUnusable { path, .. }
             | Self::ChainBroken { path, .. }
             | Self::Expired { path, .. }
+            | Self::OtherName { path, .. }
             | Self::NotYetValid { path, .. } => Some(path),
             Self::Setup(_) => None,
         }

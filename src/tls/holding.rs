@@ -17,6 +17,8 @@ pub(super) struct Holding {
     pub(super) label: Box<str>,
     slot: Weak<Slot>,
     pub(super) following: Option<Following>,
+    /// By what an ordered certificate is found again; `None` for files.
+    pub(super) order: Option<String>,
     /// Why what its files hold now is not served, if it is not.
     pub(super) flaw: Option<TlsError>,
     told: Told,
@@ -37,6 +39,7 @@ impl Holding {
             label: label.into(),
             slot: Arc::downgrade(slot),
             following,
+            order: None,
             flaw: None,
             told: Told::default(),
         }
@@ -90,7 +93,7 @@ impl Holding {
         let certificate = slot.load_full()?;
         let now = if second > certificate.not_after {
             Told::Expired
-        } else if second >= expiring_from(&certificate) {
+        } else if second >= self.expiring_from(&certificate) {
             Told::Expiring
         } else {
             Told::Nothing
@@ -99,27 +102,30 @@ impl Holding {
             return None;
         }
         self.told = now;
-        Some(ending(&self.label, &certificate, now))
+        let mend = match (&self.order, now) {
+            (Some(_), _) => "see `certificate_failed` for why it could not be renewed",
+            (None, Told::Expired) => "replace the files, they are picked up by themselves",
+            (None, _) => "renew it",
+        };
+        Some(ending(&self.label, &certificate, now, mend))
+    }
+
+    /// When a third of its life is left; a sixth if it renews itself, since it does so about when a third is left.
+    fn expiring_from(&self, certificate: &Certificate) -> i64 {
+        let parts = if self.order.is_some() { 6 } else { 3 };
+        let life = certificate.not_after.saturating_sub(certificate.not_before);
+        certificate.not_after.saturating_sub(life / parts)
     }
 }
 
-/// When a third of its life is left.
-fn expiring_from(certificate: &Certificate) -> i64 {
-    const PARTS: i64 = 3;
-    let life = certificate.not_after.saturating_sub(certificate.not_before);
-    certificate.not_after.saturating_sub(life / PARTS)
-}
-
-fn ending(label: &str, certificate: &Certificate, now: Told) -> Notice {
+fn ending(label: &str, certificate: &Certificate, now: Told, mend: &str) -> Notice {
     let (names, end) = (certificate.shown(), clock::moment(certificate.not_after));
     let (name, level, says) = if now == Told::Expired {
-        let says = format!(
-            "{label} ({names}) has expired at {end}: clients refuse it; replace the files, they are picked up by themselves"
-        );
+        let says = format!("{label} ({names}) has expired at {end}: clients refuse it; {mend}");
         ("certificate_expired", Level::ERROR, says)
     } else {
         let says = format!(
-            "{label} ({names}) expires at {end}: less than a third of its life is left; renew it"
+            "{label} ({names}) expires at {end}: less than a third of its life is left; {mend}"
         );
         ("certificate_expiring", Level::WARN, says)
     };

@@ -92,6 +92,11 @@ impl Names {
         few.0.iter().find(fits).or(few.0.first()).cloned()
     }
 
+    /// Whether a certificate is for the server name `name`, the default left aside.
+    pub(super) fn knows(&self, name: &str) -> bool {
+        self.table.load().known(name).is_some()
+    }
+
     /// Whether a certificate is for `host`, the default left aside.
     pub(super) fn covers(&self, host: &Host) -> bool {
         let table = self.table.load();

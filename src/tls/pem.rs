@@ -15,7 +15,12 @@ use super::TlsError;
 
 /// The certificates of `path`, in the order of the file; at least one.
 pub(super) fn chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let items = items(path, &bytes(path)?)?.into_iter();
+    chain_in(path, &bytes(path)?)
+}
+
+/// The certificates in `text`, which messages call `path`; at least one.
+pub(super) fn chain_in(path: &Path, text: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let items = items(path, text)?.into_iter();
     let chain: Vec<_> = items
         .filter_map(|item| match item {
             Item::X509Certificate(certificate) => Some(certificate),
@@ -30,13 +35,17 @@ pub(super) fn chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsErro
 
 /// The one private key of `path`; other sections are passed over.
 pub(super) fn key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
-    let text = bytes(path)?;
+    key_in(path, &bytes(path)?)
+}
+
+/// The one private key in `text`, which messages call `path`.
+pub(super) fn key_in(path: &Path, text: &[u8]) -> Result<PrivateKeyDer<'static>, TlsError> {
     for mark in ["BEGIN ENCRYPTED PRIVATE KEY", "Proc-Type: 4,ENCRYPTED"] {
-        if memchr::memmem::find(&text, mark.as_bytes()).is_some() {
+        if memchr::memmem::find(text, mark.as_bytes()).is_some() {
             return Err(TlsError::KeyEncrypted { path: path.into() });
         }
     }
-    let items = items(path, &text)?.into_iter();
+    let items = items(path, text)?.into_iter();
     let mut keys = items.filter_map(|item| match item {
         Item::Pkcs1Key(key) => Some(key.into()),
         Item::Pkcs8Key(key) => Some(key.into()),

@@ -31,7 +31,7 @@ pub(super) struct Following {
 type Look = [Option<Identity>; 2];
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-struct Identity {
+pub(super) struct Identity {
     device: u64,
     inode: u64,
     bytes: u64,
@@ -115,7 +115,7 @@ fn look(files: &CertificateFiles) -> Look {
     [identity(&files.cert), identity(&files.key)]
 }
 
-fn identity(path: &Path) -> Option<Identity> {
+pub(super) fn identity(path: &Path) -> Option<Identity> {
     let found = fs::metadata(path).ok()?;
     Some(Identity {
         device: found.dev(),

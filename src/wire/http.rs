@@ -303,7 +303,21 @@ fn believed(name: &str) -> bool {
             | "x-rewrite-url"
             | "client-ip"
             | "x-request-id"
-    )
+    ) || certifies(name)
+}
+
+/// What servers take for a client certificate that the hop before them has verified (RFC 9440), and what other proxies
+/// call it.
+fn certifies(name: &str) -> bool {
+    const BEGINNINGS: [&str; 6] = [
+        "client-cert",
+        "ssl-client-",
+        "x-client-cert",
+        "x-forwarded-client-cert",
+        "x-forwarded-tls-client-cert",
+        "x-ssl-client-",
+    ];
+    BEGINNINGS.iter().any(|begin| name.starts_with(begin))
 }
 
 /// Joins cookie pieces, which HTTP/2 may send apart, to the one field of HTTP/1.1 (RFC 9113 section 8.2.3).

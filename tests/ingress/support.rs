@@ -84,6 +84,7 @@ impl Plan {
         };
         let hosts = vec![HostPattern::Exact(Host::parse(HOST).unwrap())];
         let route = snapshot::Route {
+            require_client_cert: false,
             name: format!("{HOST}/").into(),
             list: list(self.route_allow),
             quotas: self
@@ -102,6 +103,7 @@ impl Plan {
             listen: vec![at[0]],
             redirect_http: vec![at[1]],
             tls: Arc::clone(tls),
+            hsts: None,
             proxy_protocol_from: set(self.proxy_protocol_from),
             list: list(self.allow),
             quotas: Vec::new(),
@@ -129,10 +131,13 @@ fn list(allow: Option<&[&str]>) -> AllowList {
 
 fn files(folder: &Path) -> Tls {
     Tls {
+        acme: None,
+        client_auth: None,
         certificates: vec![CertificateFiles {
             cert: folder.join("chain.pem"),
             key: folder.join("key.pem"),
         }],
+        hosts: Vec::new(),
         unknown_sni: UnknownSni::Default,
         min_version: TlsVersion::V12,
     }
@@ -144,11 +149,13 @@ fn config(at: [SocketAddr; 2], hosts: Vec<HostPattern>) -> Config {
         listen: vec![at[0]],
         redirect_http: vec![at[1]],
         tls: files(Path::new("")),
+        hsts: None,
         proxy_protocol_from: Vec::new(),
         allow: None,
         deny: Vec::new(),
         limits: Vec::new(),
         routes: vec![Route {
+            require_client_cert: false,
             hosts,
             path: "/".into(),
             allow: None,
@@ -171,6 +178,11 @@ fn config(at: [SocketAddr; 2], hosts: Vec<HostPattern>) -> Config {
             drain_deadline: second,
             max_sessions: 100,
             max_sessions_per_client: 100,
+            key_file: None,
+            tickets: Tickets {
+                every: second,
+                store: None,
+            },
         },
         admin: Admin {
             listen: "127.0.0.1:9911".parse().unwrap(),
@@ -188,6 +200,7 @@ fn config(at: [SocketAddr; 2], hosts: Vec<HostPattern>) -> Config {
             secret_paths: Vec::new(),
         },
         limits: Default::default(),
+        store: None,
         ingress: vec![ingress],
         upstreams: Default::default(),
         egress: None,
@@ -218,7 +231,7 @@ impl Edge {
         };
         std::fs::write(cert, pair.cert.pem()).unwrap();
         std::fs::write(key, pair.signing_key.serialize_pem()).unwrap();
-        let keyring = Keyring::new(Arc::default(), |_| ()).unwrap();
+        let keyring = Keyring::new(Duration::from_secs(60), Arc::default(), |_| ()).unwrap();
         let tls = keyring.serve(&files, Dates::Heed).unwrap();
 
         let (listener, redirect) = (listener(), listener());

@@ -11,7 +11,11 @@ pub(crate) mod dns;
 pub(crate) mod gate;
 pub(crate) mod load;
 pub(crate) mod log;
+pub(crate) mod pebble;
 pub(crate) mod peer;
+pub(crate) mod pki;
+pub(crate) mod redis;
+pub(crate) mod small_ca;
 pub(crate) mod upstream;
 
 use std::time::{Duration, Instant};

@@ -295,11 +295,12 @@ async fn a_certificate_that_expires_takes_its_tickets_with_it() {
     let (place, upstream, ours) = (Place::new(), Upstream::start(), Authority::new("ours"));
     std::fs::write(place.path("clients.pem"), &ours.pem).unwrap();
     let _gate = place.start(&asking(&place, &upstream, "", ""));
-    let (mut partners, mut until) = (Vec::new(), Instant::now());
+    let (mut partners, mut until, mut socket) = (Vec::new(), Instant::now(), None);
     // A slow machine may need more than one try to resume in time.
     for _ in 0..5 {
         let badge = ours.issue("brief", 1, LIFE);
         until = Instant::now() + LIFE;
+        socket = Some(inside(&Partner::new(&place, Some(&badge), &TLS13)).await);
         partners = VERSIONS
             .map(|v| Partner::new(&place, Some(&badge), v))
             .into();
@@ -314,6 +315,8 @@ async fn a_certificate_that_expires_takes_its_tickets_with_it() {
             break;
         }
     }
+    ends(&mut socket.unwrap()).await;
+    assert!(Instant::now() > until, "it was ended before its time");
     tokio::time::sleep_until((until + Duration::from_millis(1100)).into()).await;
     for partner in &partners {
         let answer = partner

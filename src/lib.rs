@@ -53,6 +53,7 @@ pub mod wire {
 
 // floor 1: doors to the machine
 pub(crate) mod disk;
+pub(crate) mod pem;
 pub mod resolve;
 pub mod socket;
 pub mod workers;

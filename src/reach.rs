@@ -4,7 +4,6 @@
 //! place. These connections leave from any local address; the fixed address is for data sources, and what is dialled
 //! here is named by the operator, never by a client.
 
-use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -12,7 +11,6 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use rustls::crypto::aws_lc_rs;
-use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, InvalidDnsNameError, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
@@ -22,7 +20,7 @@ use tokio_rustls::client::TlsStream;
 
 use crate::addr::{Destination, Families, Host};
 use crate::resolve::Resolver;
-use crate::socket;
+use crate::{disk, pem, socket};
 
 /// For one address of several.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
@@ -154,15 +152,8 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TrustError>
         path: path.into(),
         source,
     };
-    let found = fs::metadata(path).map_err(unreadable)?;
-    if !found.is_file() {
-        return Err(unreadable(io::ErrorKind::InvalidInput.into())); // a device or a pipe may never end
-    }
-    if found.len() > ROOTS_BYTES_MAX {
-        return Err(unreadable(io::ErrorKind::FileTooLarge.into()));
-    }
-    let text = fs::read(path).map_err(unreadable)?;
-    Ok(CertificateDer::pem_slice_iter(&text).flatten().collect())
+    let text = disk::regular(path, ROOTS_BYTES_MAX).map_err(unreadable)?;
+    Ok(pem::certificates(&text).into_iter().flatten().collect()) // a section that cannot be read is as if it were not there
 }
 
 fn server_name(host: &Host) -> Result<ServerName<'static>, InvalidDnsNameError> {
@@ -174,6 +165,8 @@ fn server_name(host: &Host) -> Result<ServerName<'static>, InvalidDnsNameError> 
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 const FLOORS: &[&[&str]] = &[
     &["addr", "clock", "outcome"],
-    &["disk", "resolve", "socket", "workers"],
+    &["disk", "pem", "resolve", "socket", "workers"],
     &[
         "config",
         "identity",
@@ -54,7 +54,7 @@ fn imports_go_downwards_and_rooms_stay_small() {
 #[test]
 fn what_enters_through_one_room_stands_in_one_room() {
     for (word, home) in [
-        ("rustls_pemfile", "tls/pem"),
+        ("rustls_pemfile", "pem"),
         ("x509_parser", "tls"),
         ("unsafe_code", "socket"),
         ("governor::", "limit"),

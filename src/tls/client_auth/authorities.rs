@@ -3,18 +3,16 @@
 //! An authority must be one (basic constraints), a list must be signed by an authority of the same bundle. PEM with any
 //! number of entries, or one entry in DER. A list that is out of date is taken: it refuses everybody, and says why.
 
-use std::fs::File;
-use std::io::{self, Read as _};
+use std::io;
 use std::path::{Path, PathBuf};
 
-use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer as _;
 use x509_parser::revocation_list::CertificateRevocationList;
 
-use crate::clock;
 use crate::config::typed::ClientAuth;
+use crate::{clock, disk, pem};
 
 use crate::tls::principal::name;
 
@@ -131,14 +129,13 @@ impl Authorities {
             stale: Vec::new(),
             expires: Vec::new(),
         };
-        let found: Vec<CertificateDer<'static>> =
-            entries(&auth.ca, "certificate", AUTHORITIES_MAX)?;
+        let found = entries(&auth.ca, "certificate", AUTHORITIES_MAX, pem::certificates)?;
         for (at, certificate) in found.into_iter().enumerate() {
             read.authority(&auth.ca, at + 1, certificate)?;
         }
         for path in &auth.crl {
-            let lists: Vec<CertificateRevocationListDer<'static>> =
-                entries(path, "certificate revocation list", LISTS_MAX)?;
+            let what = "certificate revocation list";
+            let lists = entries(path, what, LISTS_MAX, pem::revocation_lists)?;
             for (at, list) in lists.into_iter().enumerate() {
                 read.list(path, at + 1, list, &auth.ca)?;
             }
@@ -215,15 +212,16 @@ impl Authorities {
     }
 }
 
-/// The entries of a file, PEM or DER.
-fn entries<T: PemObject + From<Vec<u8>>>(
+/// The entries of a file, PEM (read by `sections`) or DER.
+fn entries<T: From<Vec<u8>>>(
     path: &Path,
     what: &'static str,
     most: usize,
+    sections: fn(&[u8]) -> pem::Sections<T>,
 ) -> Result<Vec<T>, ClientAuthError> {
     const DER_SEQUENCE: u8 = 0x30;
     let path = path.to_owned();
-    let bytes = match bytes(&path) {
+    let bytes = match disk::regular(&path, FILE_BYTES_MAX) {
         Ok(bytes) => bytes,
         Err(source) => return Err(ClientAuthError::Unreadable { path, source }),
     };
@@ -231,7 +229,7 @@ fn entries<T: PemObject + From<Vec<u8>>>(
         return Ok(vec![T::from(bytes)]);
     }
     let mut found = Vec::new();
-    for entry in T::pem_slice_iter(&bytes) {
+    for entry in sections(&bytes) {
         found.push(entry.map_err(|error| ClientAuthError::Unusable {
             path: path.clone(),
             place: found.len() + 1,
@@ -243,19 +241,4 @@ fn entries<T: PemObject + From<Vec<u8>>>(
         count if count > most => Err(ClientAuthError::TooMany { path, most }),
         _ => Ok(found),
     }
-}
-
-fn bytes(path: &Path) -> io::Result<Vec<u8>> {
-    // Looked at before it is opened: a pipe without a writer would hold us there.
-    if !std::fs::metadata(path)?.is_file() {
-        return Err(io::Error::other("it is not a regular file"));
-    }
-    let mut bytes = Vec::new();
-    let read = File::open(path)?
-        .take(FILE_BYTES_MAX + 1)
-        .read_to_end(&mut bytes)?;
-    if read as u64 > FILE_BYTES_MAX {
-        return Err(io::ErrorKind::FileTooLarge.into());
-    }
-    Ok(bytes)
 }

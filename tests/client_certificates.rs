@@ -137,6 +137,25 @@ async fn a_client_is_written_down_and_introduced_and_whoever_shows_nothing_is_re
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &badge.der);
     let digest: String = digest.as_ref().iter().map(|b| format!("{b:02x}")).collect();
     assert_eq!(principal["fingerprint"], *digest);
+    let state = place.state();
+    let find = |certificate: &str, kind: &str| {
+        let state = state.to_str().unwrap();
+        let found = place.tollgate(&[
+            "audit",
+            "search",
+            "--state-dir",
+            state,
+            "--certificate",
+            certificate,
+            "--kind",
+            kind,
+        ]);
+        found.stdout.lines().count()
+    };
+    assert_eq!(find(&digest, "before"), 2);
+    assert_eq!(find("ABCD", "before"), 2);
+    assert_eq!(find("CN=acme", "denied"), 0);
+    assert_eq!(find("CN=stranger", "denied"), 2);
     place.verify();
 }
 

@@ -24,6 +24,7 @@ use support::client::{Client, Version};
 use support::eventually;
 use support::gate::{Gate, HOST, Place};
 use support::log::Log;
+use support::redis::Redis;
 use support::small_ca::{ISSUER, Mood, Offers, SmallCa, TOKEN};
 use support::upstream::Upstream;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -467,4 +468,51 @@ fn on_port_80_too() {
         format!("GET {path} HTTP/1.1\r\nhost: {HOST}\r\n\r\n"),
     );
     assert_eq!(answer, "", "no longer pending");
+}
+
+/// The holder of the lock dies in the middle of an order; another replica orders in its place.
+fn taken_over(store: &str, more: &str) {
+    let (one, other, upstream) = (Place::new(), Place::new(), Upstream::start());
+    let ca = SmallCa::start(&one, Offers::Trust);
+    let (root, key) = (ca.root(&one), one.path("seal.key"));
+    one.tollgate(&["secret", "keygen", "--out", key.to_str().unwrap()])
+        .ok();
+    let acme = format!("{}, store = {store}", ca.keys());
+    let text = |place: &Place| {
+        let text = config(place, &upstream, &format!("\"{HOST}\""), &acme);
+        let process = format!("[process]\nkey_file = {key:?}\n");
+        more.to_owned() + &text.replace("[process]\n", &process)
+    };
+    ca.book().mood = Mood::Silent;
+    let mut holder = one.spawn(&text(&one));
+    holder.wait_readyz(503);
+    wait_events(&one, "certificate_ordered", 1);
+    let waiting = other.spawn(&text(&other));
+    waiting.wait_readyz(503);
+    std::thread::sleep(Duration::from_secs(2)); // it looks every second
+    assert_eq!(
+        events(&other, "certificate_ordered").len(),
+        0,
+        "only the holder orders"
+    );
+    holder.kill();
+    ca.book().mood = Mood::Good;
+    eventually("a certificate", LIMIT, || serial(&other, &root));
+    assert_eq!(ca.book().orders.len(), 1);
+}
+
+#[test]
+fn a_dead_holder_is_taken_over_on_a_folder() {
+    let volume = tempfile::tempdir().unwrap();
+    taken_over(&format!("{:?}", volume.path()), "");
+}
+
+#[test]
+#[ignore = "needs redis-server; run by tests/run"]
+fn a_dead_holder_is_taken_over_on_redis() {
+    let place = Place::new();
+    let redis = Redis::start(&place);
+    let (url, password) = (redis.url(), redis.password());
+    let more = format!("[limits.store]\nredis = \"{url}\"\npassword_file = {password:?}\n");
+    taken_over("\"redis\"", &more);
 }

@@ -232,7 +232,7 @@ fn another_authority_stands_in_for_the_first() {
     let text = config(&place, &upstream, &format!("\"{HOST}\""), &acme);
     let gate = started(&place, &text);
     assert!(serial(&place, &root).is_some());
-    let failed = events(&place, "certificate_failed");
+    let failed = wait_events(&place, "certificate_failed", 1);
     assert_eq!(
         (failed.len(), &failed[0]["reason"]),
         (1, &"answered".into())
@@ -241,7 +241,7 @@ fn another_authority_stands_in_for_the_first() {
         own.contains(failed[0]["directory"].as_str().unwrap()),
         "{failed:?}"
     );
-    let issued = events(&place, "certificate_issued");
+    let issued = wait_events(&place, "certificate_issued", 1);
     assert!(
         second
             .keys()

@@ -130,6 +130,7 @@ fn a_window_that_lies_behind_renews_now_and_says_what_is_replaced() {
     let ca = SmallCa::start(&place, Offers::Trust);
     let root = ca.root(&place);
     ca.book().window = Some((-7200, -3600));
+    ca.book().life = Duration::from_secs(240); // so that it may be replaced after ten seconds
     let text = config(&place, &upstream, &format!("\"{HOST}\""), &ca.keys());
     let gate = started(&place, &text);
     let orders = eventually("a second order", LIMIT, || {

@@ -24,6 +24,7 @@ use support::client::{Client, Version};
 use support::eventually;
 use support::gate::{Gate, HOST, Place};
 use support::log::Log;
+use support::redis::Redis;
 use support::small_ca::{ISSUER, Mood, Offers, SmallCa, TOKEN};
 use support::upstream::Upstream;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -129,6 +130,7 @@ fn a_window_that_lies_behind_renews_now_and_says_what_is_replaced() {
     let ca = SmallCa::start(&place, Offers::Trust);
     let root = ca.root(&place);
     ca.book().window = Some((-7200, -3600));
+    ca.book().life = Duration::from_secs(240); // so that it may be replaced after ten seconds
     let text = config(&place, &upstream, &format!("\"{HOST}\""), &ca.keys());
     let gate = started(&place, &text);
     let orders = eventually("a second order", LIMIT, || {
@@ -231,7 +233,7 @@ fn another_authority_stands_in_for_the_first() {
     let text = config(&place, &upstream, &format!("\"{HOST}\""), &acme);
     let gate = started(&place, &text);
     assert!(serial(&place, &root).is_some());
-    let failed = events(&place, "certificate_failed");
+    let failed = wait_events(&place, "certificate_failed", 1);
     assert_eq!(
         (failed.len(), &failed[0]["reason"]),
         (1, &"answered".into())
@@ -240,7 +242,7 @@ fn another_authority_stands_in_for_the_first() {
         own.contains(failed[0]["directory"].as_str().unwrap()),
         "{failed:?}"
     );
-    let issued = events(&place, "certificate_issued");
+    let issued = wait_events(&place, "certificate_issued", 1);
     assert!(
         second
             .keys()
@@ -467,4 +469,51 @@ fn on_port_80_too() {
         format!("GET {path} HTTP/1.1\r\nhost: {HOST}\r\n\r\n"),
     );
     assert_eq!(answer, "", "no longer pending");
+}
+
+/// The holder of the lock dies in the middle of an order; another replica orders in its place.
+fn taken_over(store: &str, more: &str) {
+    let (one, other, upstream) = (Place::new(), Place::new(), Upstream::start());
+    let ca = SmallCa::start(&one, Offers::Trust);
+    let (root, key) = (ca.root(&one), one.path("seal.key"));
+    one.tollgate(&["secret", "keygen", "--out", key.to_str().unwrap()])
+        .ok();
+    let acme = format!("{}, store = {store}", ca.keys());
+    let text = |place: &Place| {
+        let text = config(place, &upstream, &format!("\"{HOST}\""), &acme);
+        let process = format!("[process]\nkey_file = {key:?}\n");
+        more.to_owned() + &text.replace("[process]\n", &process)
+    };
+    ca.book().mood = Mood::Silent;
+    let mut holder = one.spawn(&text(&one));
+    holder.wait_readyz(503);
+    wait_events(&one, "certificate_ordered", 1);
+    let waiting = other.spawn(&text(&other));
+    waiting.wait_readyz(503);
+    std::thread::sleep(Duration::from_secs(2)); // it looks every second
+    assert_eq!(
+        events(&other, "certificate_ordered").len(),
+        0,
+        "only the holder orders"
+    );
+    holder.kill();
+    ca.book().mood = Mood::Good;
+    eventually("a certificate", LIMIT, || serial(&other, &root));
+    assert_eq!(ca.book().orders.len(), 1);
+}
+
+#[test]
+fn a_dead_holder_is_taken_over_on_a_folder() {
+    let volume = tempfile::tempdir().unwrap();
+    taken_over(&format!("{:?}", volume.path()), "");
+}
+
+#[test]
+#[ignore = "needs redis-server; run by tests/run"]
+fn a_dead_holder_is_taken_over_on_redis() {
+    let place = Place::new();
+    let redis = Redis::start(&place);
+    let (url, password) = (redis.url(), redis.password());
+    let more = format!("[limits.store]\nredis = \"{url}\"\npassword_file = {password:?}\n");
+    taken_over("\"redis\"", &more);
 }

@@ -15,7 +15,7 @@ use crate::store::Lease;
 use crate::tls::Certificate;
 
 use super::account::Account;
-use super::answer::{Ground, Record, word};
+use super::answer::{Ground, Record, now, word};
 use super::client::Client;
 use super::order::order;
 use super::problem::Failure;
@@ -78,6 +78,7 @@ impl Tended {
         })?;
         let kept = KeptCertificate {
             directory: issuer.directory.clone(),
+            issued: now(),
             key: came.key.to_string(),
             chain: came.chain,
         };

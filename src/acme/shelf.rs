@@ -33,6 +33,8 @@ pub(super) struct KeptAccount {
 pub(super) struct KeptCertificate {
     /// The directory that issued it, one of the listener's.
     pub(super) directory: String,
+    /// The second since 1970 at which it came.
+    pub(super) issued: i64,
     /// PEM.
     pub(super) key: String,
     /// PEM, leaf first.

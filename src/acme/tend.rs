@@ -85,8 +85,6 @@ pub(super) struct Tended {
     pub(super) ask_at: i64,
     /// Not before this second, whatever is due.
     patience: i64,
-    /// When it was last ordered because a window said at once.
-    pub(super) hurried: i64,
     /// In a row, here.
     failures: u32,
     pub(super) wish: Option<Wish>,
@@ -117,7 +115,6 @@ impl Tended {
             due: 0,
             ask_at: 0,
             patience: 0,
-            hurried: 0,
             wish: None,
             posed: None,
             told: Mutex::default(),
@@ -203,7 +200,9 @@ impl Tended {
     }
 
     pub(super) fn serve(&mut self, kept: KeptCertificate, certificate: Certificate) {
-        self.due = by_life(certificate.not_before, certificate.not_after, drawn());
+        // One that was old when it came is not ordered again at once, and for ever.
+        let from = certificate.not_before.max(kept.issued);
+        self.due = by_life(from, certificate.not_after, drawn());
         self.ask_at = 0;
         self.patience = 0;
         self.failures = 0;

@@ -32,12 +32,14 @@ mod epochs;
 mod frame;
 #[cfg(test)]
 mod model;
+mod note;
 mod opening;
 mod recover;
 mod scan;
 mod search;
 mod seat;
 mod segment;
+mod tree;
 mod verify;
 mod writer;
 

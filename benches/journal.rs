@@ -258,7 +258,8 @@ fn open(side: Side, folder: &Path, metrics: &Arc<Metrics>) -> Result<Journal> {
             Side::Nothing | Side::Write => Durability::Write,
         },
         on_failure: OnFailure::Refuse,
-        wait_budget: Duration::from_secs(5), // a slow disk is no error here
+        wait_budget: Duration::from_secs(5),
+        stall_after: Duration::from_secs(5), // a slow disk is no error here
         segment_bytes: SEGMENT_BYTES,
         query_values: Vec::new(),
         secret_paths: Vec::new(),

@@ -28,11 +28,14 @@ use crate::workers;
 
 mod board;
 mod denials;
+mod device;
 mod epochs;
 mod frame;
+mod ledger;
 #[cfg(test)]
 mod model;
 mod note;
+mod office;
 mod opening;
 mod recover;
 mod scan;
@@ -43,8 +46,12 @@ mod tree;
 mod verify;
 mod writer;
 
-use board::Board;
+use board::{Board, Patience};
+use device::Device;
+use ledger::{Batch, Ledger};
+use office::{Office, PRIMARY};
 pub use opening::OpenError;
+use recover::Recovered;
 pub use search::{Filter, search, tag_of};
 use seat::{BOUNDS, Bounds, Seat, Ticket};
 use segment::{Spares, Store};
@@ -60,6 +67,7 @@ pub struct Journal(Arc<Desk>);
 
 struct Desk {
     board: Arc<Board>,
+    office: Arc<Office>,
     /// One per worker, and the last for all other threads.
     seats: Arc<[Arc<Seat>]>,
     tag_key: TagKey,
@@ -99,52 +107,78 @@ impl Journal {
             segment_bytes: settings.segment_bytes,
             durability: settings.durability,
         };
-        Self::start(
-            state_dir,
-            store,
-            settings.wait_budget,
-            seats,
-            BOUNDS,
-            metrics,
-        )
+        let patience = Patience {
+            budget: settings.wait_budget,
+            stall_after: settings.stall_after,
+        };
+        Self::start(state_dir, vec![store], patience, seats, BOUNDS, metrics)
     }
 
+    /// The log in the directories of `stores`: the primary, and the standby if there is one.
     fn start(
         state_dir: &Path,
-        store: Store,
-        budget: Duration,
+        stores: Vec<Store>,
+        patience: Patience,
         workers: usize,
         bounds: Bounds,
         metrics: Arc<Metrics>,
     ) -> Result<Self, OpenError> {
-        let make = |dir| {
-            let made = store.disk.make_dir(dir);
-            made.map_err(|error| OpenError::io(dir, "make the directory", error))
-        };
-        make(state_dir)?;
+        let primary = &stores[PRIMARY];
+        primary.make_dir(state_dir)?;
         let lock = opening::lock(state_dir)?;
-        make(&store.dir)?;
-        let tag_key = opening::tag_key(&store)?;
-        let failed = |error| OpenError::io(&store.dir, "write", error);
-        let recovered = recover::recover(&store)?;
-        let spares = Spares::start(store.clone()).map_err(failed)?;
-        let board = Arc::new(Board::new(budget));
+        for store in &stores {
+            store.make_dir(&store.dir)?;
+        }
+        let tag_key = opening::tag_key(primary)?;
+        let recovered = recover::recover(primary)?;
+        let board = Arc::new(Board::new(patience));
         let seats = make_seats(&board, bounds, workers);
-        let mut writer = Writer::new(&board, &seats, store.clone(), spares, metrics);
-        writer.begin(&recovered).map_err(failed)?;
-        let (done, written) = sync_channel(0);
-        workers::thread("tollgate-journal", move || {
-            writer.run();
-            drop(done);
-        })
-        .map_err(failed)?;
+        let dirs = stores.iter().map(|store| store.dir.clone());
+        let (office, calls) = Office::open(&board, &seats, metrics, dirs);
+        let mut writers = Vec::new();
+        for (at, store) in stores.into_iter().enumerate() {
+            let dir = store.dir.clone();
+            let spares = Spares::start(store.clone())
+                .map_err(|error| OpenError::io(&dir, "write", error))?;
+            writers.push(Writer::new(&office, at, Device::new(store, spares)));
+        }
+        let (done, written) = sync_channel(1);
+        let ledger = Ledger {
+            batch: Batch::new(seats.len()),
+            done: Some(done),
+            ..Ledger::default()
+        };
+        Self::set_going(&office, writers, calls, ledger, &recovered)?;
         Ok(Self(Arc::new(Desk {
             board,
+            office,
             seats,
             tag_key,
             written: Mutex::new(written),
             _lock: lock,
         })))
+    }
+
+    /// Writes the first records, and starts the threads.
+    fn set_going(
+        office: &Arc<Office>,
+        mut writers: Vec<Writer>,
+        calls: Vec<Receiver<Ledger>>,
+        ledger: Ledger,
+        recovered: &Recovered,
+    ) -> Result<(), OpenError> {
+        let failed = |error| OpenError::io(office.dir(PRIMARY), "write", error);
+        let primary = &mut writers[PRIMARY];
+        primary.ledger = ledger;
+        primary.begin(recovered).map_err(failed)?;
+        let ledger = std::mem::take(&mut primary.ledger);
+        for (writer, calls) in writers.into_iter().zip(calls) {
+            workers::thread("tollgate-journal", move || writer.run(&calls)).map_err(failed)?;
+        }
+        let watch = Arc::clone(office);
+        workers::thread("tollgate-watch", move || watch.watch()).map_err(failed)?;
+        office.call(PRIMARY, ledger);
+        Ok(())
     }
 
     /// Says that the current thread is worker `seat`, whose park hook calls [`Journal::park`].
@@ -246,7 +280,7 @@ impl Journal {
             }
         });
         if seat.is_shared() {
-            let budget = self.0.board.budget;
+            let budget = self.0.board.patience.budget;
             timeout(budget, wait).await.unwrap_or(false)
         } else {
             wait.await
@@ -271,6 +305,7 @@ impl Desk {
         if written.recv_timeout(CLOSE_WAIT) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
             tracing::error!("the audit log's disk hangs; the last records may be missing");
         }
+        self.office.end();
     }
 }
 

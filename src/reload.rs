@@ -207,6 +207,10 @@ fn unchangeable(old: &Config, new: &Config) -> Vec<Remark> {
     let (was, will) = (&old.audit, &new.audit);
     same("audit.durability", &was.durability, &will.durability);
     same("audit.wait_budget", &was.wait_budget, &will.wait_budget);
+    // It follows `wait_budget` unless it is given.
+    if was.wait_budget == will.wait_budget {
+        same("audit.stall_after", &was.stall_after, &will.stall_after);
+    }
     same("audit.segment", &was.segment_bytes, &will.segment_bytes);
     remarks
 }

@@ -63,6 +63,8 @@ pub struct Metrics {
     pub journal_healthy: Gauge,
     /// Failures to write or sync.
     pub journal_failures: Counter,
+    /// 1 while the standby directory is in use, else 0.
+    pub journal_standby: Gauge,
     /// 1 while the fixed address is on this machine; IPv4, IPv6. -1 where none is configured.
     pub fixed_address: [Gauge; 2],
     /// Generation of the snapshot in force.
@@ -169,6 +171,7 @@ impl Metrics {
             journal_syncs: Counter::default(),
             journal_healthy: Gauge::default(),
             journal_failures: Counter::default(),
+            journal_standby: Gauge::default(),
             generation: Gauge::default(),
             reload_failures: Counter::default(),
             limiter_keys: Gauge::default(),
@@ -204,6 +207,11 @@ impl Metrics {
             "journal_failures",
             "Failed writes and syncs of the audit log",
             self.journal_failures.clone(),
+        );
+        r.register(
+            "journal_standby",
+            "1 while the audit log is written to its standby directory",
+            self.journal_standby.clone(),
         );
         r.register(
             "snapshot_generation",

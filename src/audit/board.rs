@@ -1,10 +1,11 @@
-//! What the seats and the writer tell each other without a lock: who wants a write, and how the disk is.
+//! What the seats and the writer tell each other: who wants a write, and how the disk is. No lock is in the way of a
+//! record.
 //!
 //! Attention has three states. A worker that has run out of ready tasks raises it to `WANTED` if somebody waits for a
 //! record, to `LAZY` if there are only records for which nobody waits; only the first to raise it wakes the writer.
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
@@ -23,17 +24,27 @@ const LAZY_WAIT: Duration = Duration::from_millis(20);
 /// Shared by all seats and the writer.
 pub(super) struct Board {
     attention: AtomicU8,
-    writer: OnceLock<Thread>,
+    /// Locked once per wake-up, which costs a system call anyway.
+    writer: Mutex<Option<Thread>>,
     origin: Instant,
-    /// Nanoseconds since `origin` at which the batch in progress was begun; 0 if there is none.
+    /// Nanoseconds since `origin` at which the call to the device was begun; 0 if there is none under way.
     busy_since_ns: AtomicU64,
     down: AtomicBool,
     closing: AtomicBool,
+    ended: AtomicBool,
     /// First `seq` of the segment that is being written.
     segment: AtomicU64,
-    /// How long anybody waits for a record.
-    pub(super) budget: Duration,
+    pub(super) patience: Patience,
     pub(super) counts: Counts,
+}
+
+/// How long is too long.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Patience {
+    /// Anybody waits so long for a record.
+    pub(super) budget: Duration,
+    /// A call to the device that lasts longer hangs.
+    pub(super) stall_after: Duration,
 }
 
 /// What happened while records could not be made durable.
@@ -48,16 +59,17 @@ pub(super) struct Counts {
 }
 
 impl Board {
-    pub(super) fn new(budget: Duration) -> Self {
+    pub(super) fn new(patience: Patience) -> Self {
         Self {
             attention: AtomicU8::new(IDLE),
-            writer: OnceLock::new(),
+            writer: Mutex::new(None),
             origin: clock::now(),
             busy_since_ns: AtomicU64::new(0),
             down: AtomicBool::new(false),
             closing: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
             segment: AtomicU64::new(0),
-            budget,
+            patience,
             counts: Counts::default(),
         }
     }
@@ -82,9 +94,19 @@ impl Board {
         self.closing.load(Ordering::Acquire)
     }
 
+    /// Says that nobody writes any more, or that nobody waits for it.
+    pub(super) fn end(&self) {
+        self.ended.store(true, Ordering::Release);
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
+    }
+
     /// Called by the writer on its own thread.
     pub(super) fn attend(&self) {
-        self.writer.set(thread::current()).ok(); // only ever set once
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        *writer = Some(thread::current());
     }
 
     /// Called by the writer: sleeps until a write is wanted, or for `rest`.
@@ -132,7 +154,7 @@ impl Board {
 
     /// Whether records can be made durable: the last write did not fail, and none hangs.
     pub(super) fn is_healthy(&self) -> bool {
-        !self.down.load(Ordering::SeqCst) && !self.is_stalled() && !self.is_closing()
+        !self.down.load(Ordering::SeqCst) && self.stalled().is_none() && !self.is_closing()
     }
 
     pub(super) fn set_segment(&self, first: u64) {
@@ -143,14 +165,14 @@ impl Board {
         self.segment.load(Ordering::Acquire)
     }
 
-    fn is_stalled(&self) -> bool {
-        match self.busy_since_ns.load(Ordering::Acquire) {
-            0 => false,
-            since => {
-                let budget = u64::try_from(self.budget.as_nanos()).unwrap_or(u64::MAX);
-                self.since_origin().saturating_sub(since) > budget
-            }
+    /// For how long the call to the device has lasted, if that is too long.
+    pub(super) fn stalled(&self) -> Option<Duration> {
+        let since = self.busy_since_ns.load(Ordering::Acquire);
+        if since == 0 {
+            return None;
         }
+        let lasted = Duration::from_nanos(self.since_origin().saturating_sub(since));
+        (lasted > self.patience.stall_after).then_some(lasted)
     }
 
     fn since_origin(&self) -> u64 {
@@ -158,7 +180,8 @@ impl Board {
     }
 
     fn wake(&self) {
-        if let Some(writer) = self.writer.get() {
+        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(writer) = writer.as_ref() {
             writer.unpark();
         }
     }

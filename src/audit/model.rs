@@ -11,8 +11,11 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 
-use super::board::Board;
+use super::board::{Board, Patience};
+use super::device::Device;
 use super::frame::{self, Kind};
+use super::ledger::{Batch, Ledger};
+use super::office::{Office, PRIMARY};
 use super::seat::{BOUNDS, Seat, Ticket};
 use super::segment::{Spares, Store};
 use super::writer::Writer;
@@ -31,6 +34,10 @@ mod tamper;
 
 const HERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 3128);
 const BUDGET: Duration = Duration::from_secs(60);
+const PATIENCE: Patience = Patience {
+    budget: BUDGET,
+    stall_after: BUDGET,
+};
 
 /// A journal without threads.
 struct House {
@@ -85,11 +92,16 @@ impl House {
     fn open(memory: &Memory) -> Result<Self, OpenError> {
         let store = store(memory);
         let recovered = recover::recover(&store)?;
-        let board = Arc::new(Board::new(BUDGET));
+        let board = Arc::new(Board::new(PATIENCE));
         let seats = super::make_seats(&board, BOUNDS, 0);
-        let spares = Spares::Here(store.clone());
         let metrics = Arc::new(Metrics::new());
-        let mut writer = Writer::new(&board, &seats, store.clone(), spares, metrics);
+        let (office, _) = Office::open(&board, &seats, metrics, [store.dir.clone()]);
+        let device = Device::new(store.clone(), Spares::Here(store.clone()));
+        let mut writer = Writer::new(&office, PRIMARY, device);
+        writer.ledger = Ledger {
+            batch: Batch::new(seats.len()),
+            ..Ledger::default()
+        };
         writer
             .begin(&recovered)
             .map_err(|error| OpenError::io(&store.dir, "write", error))?;
@@ -125,7 +137,7 @@ impl House {
 
     fn turn(&mut self) {
         self.now += Duration::from_secs(1);
-        self.writer.turn(self.now);
+        self.writer.turn(self.now).unwrap();
         let context = Context::from_waker(Waker::noop());
         for asker in &mut self.entries {
             if asker.told.is_some() || asker.ended {

@@ -70,6 +70,14 @@ impl OpenError {
     }
 }
 
+impl Store {
+    /// Makes a directory of the log.
+    pub(super) fn make_dir(&self, dir: &Path) -> Result<(), OpenError> {
+        let made = self.disk.make_dir(dir);
+        made.map_err(|error| OpenError::io(dir, "make the directory", error))
+    }
+}
+
 /// Takes the lock that keeps a second process away.
 pub(super) fn lock(state_dir: &Path) -> Result<std::fs::File, OpenError> {
     let path = state_dir.join("lock");

@@ -154,7 +154,7 @@ impl Seat {
         let segment = self.board.segment();
         inside.open.add(segment, 1);
         inside.issued += 1;
-        let (number, deadline) = (inside.issued, now + self.board.budget);
+        let (number, deadline) = (inside.issued, now + self.board.patience.budget);
         let waker = waker.clone();
         inside.waiting.push_back(Waiting { waker, deadline });
         let (spawn, kick) = (!inside.released, !inside.timed);

@@ -235,11 +235,14 @@ impl Segment {
         self.size.saturating_sub(self.len)
     }
 
-    /// Writes one batch. After an error the segment is good for [`Self::abandon`] only.
-    pub(super) fn append(&mut self, batch: &[u8]) -> io::Result<()> {
-        self.file.write_all_at(batch, self.len)?;
-        self.len += batch.len() as u64;
-        Ok(())
+    /// Writes one batch behind what counts. After an error the segment is good for [`Self::abandon`] only.
+    pub(super) fn append(&self, batch: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(batch, self.len)
+    }
+
+    /// Says that the batch of so many bytes counts, which was appended.
+    pub(super) fn count(&mut self, bytes: usize) {
+        self.len += bytes as u64;
     }
 
     /// Whether its name still leads to it.

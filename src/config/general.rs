@@ -143,6 +143,7 @@ pub(super) fn audit(root: &Table<'_>) -> Audit {
         durability: Durability::Sync,
         on_failure: OnFailure::Refuse,
         wait_budget: DEFAULT_WAIT_BUDGET,
+        stall_after: DEFAULT_WAIT_BUDGET / 2,
         segment_bytes: DEFAULT_SEGMENT_BYTES,
         query_values: Vec::new(),
         secret_paths: DEFAULT_SECRET_PATHS.map(str::to_owned).into(),
@@ -169,6 +170,11 @@ pub(super) fn audit(root: &Table<'_>) -> Audit {
     audit.on_failure = table.word("on_failure", &ON_FAILURE, audit.on_failure);
     let budget = Duration::from_millis(10)..=60 * SECOND;
     audit.wait_budget = table.duration("wait_budget", budget, audit.wait_budget);
+    audit.stall_after = table.duration(
+        "stall_after",
+        Duration::from_millis(5)..=audit.wait_budget,
+        audit.wait_budget / 2,
+    );
     audit.segment_bytes = table.size("segment", 64 << 10..=1 << 30, audit.segment_bytes);
     audit.query_values = names(table.value("query_values"), &|text| {
         if text.is_empty() || text.contains(['&', '=', '#']) {

@@ -100,6 +100,8 @@ pub struct Audit {
     pub on_failure: OnFailure,
     /// How long a request waits for its record.
     pub wait_budget: Duration,
+    /// After this time a call to the disk hangs.
+    pub stall_after: Duration,
     /// Size of one segment file.
     pub segment_bytes: u64,
     /// Names of query parameters whose values are written as they are.

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{BUDGET, dial, lines, store, whole};
+use super::{PATIENCE, dial, lines, store, whole};
+
 use crate::addr::Destination;
+use crate::audit::board::Patience;
 use crate::audit::seat::{BOUNDS, Bounds};
 use crate::audit::{Admitted, Journal};
 use crate::clock::{self, Id};
@@ -15,9 +17,14 @@ use crate::record::{After, Before};
 use crate::telemetry::Metrics;
 use crate::workers::{Hooks, Workers};
 
+const SHORT: Patience = Patience {
+    budget: Duration::from_millis(50),
+    stall_after: Duration::from_millis(30),
+};
+
 fn journal(
     memory: &Memory,
-    budget: Duration,
+    patience: Patience,
     workers: usize,
     bounds: Bounds,
 ) -> (Journal, tempfile::TempDir) {
@@ -25,7 +32,8 @@ fn journal(
     let mut store = store(memory);
     store.segment_bytes = 1 << 20;
     let metrics = Arc::new(Metrics::new());
-    let journal = Journal::start(dir.path(), store, budget, workers, bounds, metrics).unwrap();
+    let stores = vec![store];
+    let journal = Journal::start(dir.path(), stores, patience, workers, bounds, metrics).unwrap();
     (journal, dir)
 }
 
@@ -71,7 +79,7 @@ fn five_hundred_askers_over_a_tiny_queue_are_answered() {
         intention_bytes_max: crate::record::RECORD_BYTES_MAX + 2000,
         open_max: 7,
     };
-    let (journal, _dir) = journal(&memory, BUDGET, 1, tiny);
+    let (journal, _dir) = journal(&memory, PATIENCE, 1, tiny);
     crowd(&journal, 500, |journal| async move {
         let mut admitted = 0;
         while admitted < 3 {
@@ -92,7 +100,7 @@ fn five_hundred_askers_over_a_tiny_queue_are_answered() {
 #[test]
 fn a_hanging_disk_refuses_within_the_budget_and_loses_nothing() {
     let memory = Memory::default();
-    let (journal, _dir) = journal(&memory, Duration::from_millis(50), 1, BOUNDS);
+    let (journal, _dir) = journal(&memory, SHORT, 1, BOUNDS);
     memory.set_hangs(true);
     crowd(&journal, 50, |journal| async move {
         let begun = clock::now();
@@ -137,7 +145,7 @@ fn a_hanging_disk_refuses_within_the_budget_and_loses_nothing() {
 #[test]
 fn waits_that_are_dropped_end_as_aborted() {
     let memory = Memory::default();
-    let (journal, _dir) = journal(&memory, BUDGET, 1, BOUNDS);
+    let (journal, _dir) = journal(&memory, PATIENCE, 1, BOUNDS);
     memory.set_hangs(true);
     let release = memory.clone();
     crowd(&journal, 20, move |journal| {

@@ -17,8 +17,10 @@ fn closed_log() -> (Memory, Store) {
     while house.entries.iter().any(|a| !a.ended) {
         house.end(Outcome::Served);
     }
-    let House { store, writer, .. } = house;
-    writer.finish();
+    let House {
+        store, mut writer, ..
+    } = house;
+    writer.finish().unwrap();
     (memory, store)
 }
 

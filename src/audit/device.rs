@@ -1,0 +1,87 @@
+//! One directory of the log, on one device, and the segment that is written there.
+//!
+//! It belongs to the one thread that makes calls to that device, for good: a call that hangs hangs there, and what it
+//! does when it wakes at last meets nobody else's work in this directory. Whether what was written counts is not known
+//! here, but by whoever holds the ledger.
+
+use std::io;
+use std::path::PathBuf;
+
+use super::segment::{Segment, Spares, Store};
+
+pub(super) struct Device {
+    pub(super) store: Store,
+    spares: Spares,
+    segment: Option<Segment>,
+    /// The write under way, apart from the ledger, so that it stays where it is when the ledger is taken.
+    pub(super) framed: Vec<u8>,
+}
+
+/// A buffer larger than this is given back after use.
+const KEPT_BYTES_MAX: usize = 4 << 20;
+
+impl Device {
+    pub(super) fn new(store: Store, spares: Spares) -> Self {
+        Self {
+            store,
+            spares,
+            segment: None,
+            framed: Vec::new(),
+        }
+    }
+
+    /// Bytes that still fit into the segment; 0 if there is none.
+    pub(super) fn room(&self) -> u64 {
+        self.segment.as_ref().map_or(0, Segment::room)
+    }
+
+    pub(super) fn has_segment(&self) -> bool {
+        self.segment.is_some()
+    }
+
+    /// Writes what is framed behind what counts.
+    pub(super) fn append(&mut self) -> io::Result<()> {
+        let segment = self.segment.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        segment.append(&self.framed)
+    }
+
+    /// Says that what was appended counts.
+    pub(super) fn count(&mut self) {
+        if let Some(segment) = &mut self.segment {
+            segment.count(self.framed.len());
+        }
+        self.framed.clear();
+        if self.framed.capacity() > KEPT_BYTES_MAX {
+            self.framed = Vec::new();
+        }
+    }
+
+    /// Begins the segment whose first record will be number `first`.
+    pub(super) fn begin(&mut self, first: u64) -> io::Result<()> {
+        self.segment = Some(Segment::begin(&self.store, &mut self.spares, first)?);
+        Ok(())
+    }
+
+    /// Closes the segment, if there is one. All of it is durable already.
+    pub(super) fn close(&mut self) {
+        if let Some(full) = self.segment.take()
+            && let Err(error) = full.close(&self.store)
+        {
+            tracing::warn!(%error, "audit segment could not be closed; the next start does it");
+        }
+    }
+
+    /// Gives up the segment, if there is one, after a call that failed or came too late.
+    pub(super) fn abandon(&mut self, why: &dyn std::fmt::Display) {
+        if let Some(segment) = self.segment.take() {
+            tracing::warn!(file = %segment.path().display(), error = %why, "audit segment given up");
+            segment.abandon(&self.store).ok(); // recovery and `verify` cope with what it leaves
+        }
+    }
+
+    /// Gives up the segment if its name does not lead to it any more, and says what its name was.
+    pub(super) fn missing(&mut self) -> Option<PathBuf> {
+        let segment = self.segment.take_if(|segment| !segment.is_there())?;
+        Some(segment.path().to_owned())
+    }
+}

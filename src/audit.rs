@@ -19,26 +19,30 @@ use std::time::{Duration, Instant};
 use tokio::time::timeout;
 
 use crate::clock::{self, Id};
-use crate::config::typed::{Audit, OnFailure};
+use crate::config::typed::{self, Audit, OnFailure};
 use crate::disk::Disk;
 use crate::outcome::{Outcome, Refusal};
 use crate::record::{After, Before, Denied, Event, TagKey};
 use crate::telemetry::{Metrics, Way};
 use crate::workers;
 
+mod anchor;
 mod board;
 mod denials;
 mod device;
 mod epochs;
 mod frame;
+mod keys;
 mod ledger;
 #[cfg(test)]
 mod model;
 mod note;
 mod office;
 mod opening;
+mod order;
 mod recover;
 mod scan;
+mod seal;
 mod search;
 mod seat;
 mod segment;
@@ -52,10 +56,11 @@ use ledger::{Batch, Ledger};
 use office::{Office, PRIMARY};
 pub use opening::OpenError;
 use recover::Recovered;
+use seal::{Sealer, Sealing};
 pub use search::{Filter, search, tag_of};
 use seat::{BOUNDS, Bounds, Seat, Ticket};
 use segment::{Spares, Store};
-pub use verify::{Problem, Report, verify};
+pub use verify::{AnchorReport, OpenEntry, Problem, PublicKey, Report, Trust, verify};
 use writer::Writer;
 
 /// How long [`Journal::close`] waits for a disk that hangs.
@@ -75,6 +80,13 @@ struct Desk {
     written: Mutex<Receiver<()>>,
     /// Held as long as the log may be written.
     _lock: std::fs::File,
+}
+
+/// How a journal behaves.
+struct Rules {
+    patience: Patience,
+    bounds: Bounds,
+    sealing: Sealing,
 }
 
 /// Proof that the BEFORE record of an entry is durable.
@@ -111,16 +123,24 @@ impl Journal {
             budget: settings.wait_budget,
             stall_after: settings.stall_after,
         };
-        Self::start(state_dir, vec![store], patience, seats, BOUNDS, metrics)
+        let sealing = Sealing {
+            every: settings.seal_every,
+            anchors: settings.anchors.clone(),
+        };
+        let rules = Rules {
+            patience,
+            bounds: BOUNDS,
+            sealing,
+        };
+        Self::start(state_dir, vec![store], rules, seats, metrics)
     }
 
     /// The log in the directories of `stores`: the primary, and the standby if there is one.
     fn start(
         state_dir: &Path,
         stores: Vec<Store>,
-        patience: Patience,
+        rules: Rules,
         workers: usize,
-        bounds: Bounds,
         metrics: Arc<Metrics>,
     ) -> Result<Self, OpenError> {
         let primary = &stores[PRIMARY];
@@ -131,8 +151,10 @@ impl Journal {
         }
         let tag_key = opening::tag_key(primary)?;
         let recovered = recover::recover(primary)?;
-        let board = Arc::new(Board::new(patience));
-        let seats = make_seats(&board, bounds, workers);
+        let board = Arc::new(Board::new(rules.patience));
+        let seats = make_seats(&board, rules.bounds, workers);
+        let shared = seats.last().cloned();
+        let sealer = Sealer::open(primary, &recovered, rules.sealing, shared, &metrics)?;
         let dirs = stores.iter().map(|store| store.dir.clone());
         let (office, calls) = Office::open(&board, &seats, metrics, dirs);
         let mut writers = Vec::new();
@@ -145,6 +167,7 @@ impl Journal {
         let (done, written) = sync_channel(1);
         let ledger = Ledger {
             batch: Batch::new(seats.len()),
+            sealer: Some(Box::new(sealer)),
             done: Some(done),
             ..Ledger::default()
         };

@@ -212,6 +212,8 @@ fn unchangeable(old: &Config, new: &Config) -> Vec<Remark> {
         same("audit.stall_after", &was.stall_after, &will.stall_after);
     }
     same("audit.segment", &was.segment_bytes, &will.segment_bytes);
+    same("audit.seal_every", &was.seal_every, &will.seal_every);
+    same("audit.anchor", &was.anchors, &will.anchors);
     remarks
 }
 

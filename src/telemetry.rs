@@ -65,6 +65,12 @@ pub struct Metrics {
     pub journal_failures: Counter,
     /// 1 while the standby directory is in use, else 0.
     pub journal_standby: Gauge,
+    /// Seals that are durable.
+    pub journal_seals: Counter,
+    /// Seals that an anchor took.
+    pub anchored: Counter,
+    /// Seals that an anchor did not take.
+    pub anchor_failures: Counter,
     /// 1 while the fixed address is on this machine; IPv4, IPv6. -1 where none is configured.
     pub fixed_address: [Gauge; 2],
     /// Generation of the snapshot in force.
@@ -171,6 +177,9 @@ impl Metrics {
             journal_syncs: Counter::default(),
             journal_healthy: Gauge::default(),
             journal_failures: Counter::default(),
+            journal_seals: Counter::default(),
+            anchored: Counter::default(),
+            anchor_failures: Counter::default(),
             journal_standby: Gauge::default(),
             generation: Gauge::default(),
             reload_failures: Counter::default(),
@@ -212,6 +221,17 @@ impl Metrics {
             "journal_standby",
             "1 while the audit log is written to its standby directory",
             self.journal_standby.clone(),
+        );
+        r.register("journal_seals", "Seals written", self.journal_seals.clone());
+        r.register(
+            "anchored_seals",
+            "Seals that an anchor took",
+            self.anchored.clone(),
+        );
+        r.register(
+            "anchor_failures",
+            "Seals that an anchor did not take",
+            self.anchor_failures.clone(),
         );
         r.register(
             "snapshot_generation",

@@ -28,7 +28,9 @@ const NAMESPACE: &str = "tollgate.log/";
 const ED25519_ALGORITHM: u8 = 1;
 const KEY_BYTES: usize = 32;
 const KEY_HASH_BYTES: usize = 4;
-const SIGNATURE: &str = "\u{2014} ";
+const SIGNATURE_BYTES: usize = 64;
+/// Begins the line of a signature.
+pub(super) const SIGNATURE: &str = "\u{2014} ";
 const PRIVATE: &str = "PRIVATE+KEY+";
 /// Begins the line that announces the key of the next segment.
 const NEXT: &str = "next ";
@@ -104,12 +106,6 @@ impl SigningKey {
     pub(super) fn draw(log_id: &str) -> Option<Self> {
         let pair = Ed25519KeyPair::generate().ok()?;
         Self::new(format!("{NAMESPACE}{log_id}"), pair)
-    }
-
-    /// Another key of the same log.
-    pub(super) fn successor(&self) -> Option<Self> {
-        let pair = Ed25519KeyPair::generate().ok()?;
-        Self::new(self.public.name.clone(), pair)
     }
 
     fn new(name: String, pair: Ed25519KeyPair) -> Option<Self> {
@@ -201,6 +197,16 @@ impl<'a> Note<'a> {
         (whole && signatures.lines().all(shaped)).then_some(Self { text, signatures })
     }
 
+    /// Whether no signature was cut off.
+    pub(super) fn is_whole(&self) -> bool {
+        self.signatures.lines().all(|line| {
+            let signature = line.rsplit(' ').next().map(|text| BASE64.decode(text));
+            signature.is_some_and(|bytes| {
+                bytes.is_ok_and(|bytes| bytes.len() >= KEY_HASH_BYTES + SIGNATURE_BYTES)
+            })
+        })
+    }
+
     /// What it says, unproven.
     pub(super) fn unproven(&self) -> Option<Checkpoint> {
         Checkpoint::parse(self.text)
@@ -290,9 +296,6 @@ mod tests {
         assert_eq!(read.public(), key.public());
         let note = read.sign(1, [0; HASH_BYTES], None);
         assert!(Note::parse(&note).unwrap().open(key.public()).is_some());
-        let next = key.successor().unwrap();
-        assert_eq!(next.public().name(), key.public().name());
-        assert_ne!(next.public(), key.public());
         assert!(SigningKey::parse(&key.public().to_string()).is_none());
     }
 

@@ -29,7 +29,8 @@ pub(super) struct Office {
     pub(super) board: Arc<Board>,
     pub(super) seats: Arc<[Arc<Seat>]>,
     pub(super) metrics: Arc<Metrics>,
-    pub(super) log_id: Id,
+    /// Names this run of the program.
+    pub(super) process: Id,
     pub(super) shelf: Shelf,
     /// Primary first.
     posts: Vec<Post>,
@@ -67,7 +68,7 @@ impl Office {
             board: Arc::clone(board),
             seats: Arc::clone(seats),
             metrics,
-            log_id: Id::new(),
+            process: Id::new(),
             shelf: Shelf::new(board),
             posts,
             writing: AtomicUsize::new(PRIMARY),

@@ -36,6 +36,18 @@ pub enum OpenError {
         "{path} is locked by another process; stop it, or give this one its own `process.state_dir`"
     )]
     Locked { path: PathBuf },
+    /// The key that the log was last sealed with is gone.
+    #[error(
+        "{path} does not hold the key that the audit log is sealed with ({key}); restore it from a copy, or move the segments to \
+         another directory, where they can still be verified, to begin a new log here"
+    )]
+    SealKey { path: PathBuf, key: String },
+    /// Its segments have no tree that could be gone on with.
+    #[error(
+        "{dir}: the audit log there was begun by a release without seals; move its segments to another directory, where they can \
+         still be verified, to begin a new log here"
+    )]
+    Unsealed { dir: PathBuf },
     /// The file with the key of the tags is not one.
     #[error(
         "{path} does not hold a key of 32 bytes; restore it from a copy, or remove it to begin a new one (values in old \

@@ -9,8 +9,11 @@ use std::io;
 
 use super::OpenError;
 use super::frame::{Kind, Line};
+use super::note::Note;
 use super::scan::{self, Found};
+use super::seal::{self, Tail};
 use super::segment::{Name, Store};
+use super::tree;
 use crate::clock::Id;
 use crate::disk::Access;
 use crate::record::Event;
@@ -27,6 +30,10 @@ pub(super) struct Recovered {
     pub(super) since: u64,
     /// What there is to tell.
     pub(super) events: Vec<Event>,
+    /// The tree of all records, and the key to seal it with; none if there are none.
+    pub(super) tail: Tail,
+    /// The seal that announced that key, if one did.
+    pub(super) announced: Option<Vec<u8>>,
 }
 
 pub(super) fn recover(store: &Store) -> Result<Recovered, OpenError> {
@@ -48,9 +55,10 @@ pub(super) fn recover(store: &Store) -> Result<Recovered, OpenError> {
         if at > begin && name.first != recovered.next {
             recovered.gap(*name);
         }
-        let open = &mut recovered.open;
-        let found = scan::scan(store, *name, limit, |line, _| follow(open, line))
-            .map_err(|error| OpenError::io(&store.path(*name), "read", error))?;
+        let found = scan::scan(store, *name, limit, |line, bytes, _| {
+            recovered.follow(line, bytes)
+        })
+        .map_err(|error| OpenError::io(&store.path(*name), "read", error))?;
         refuse_damage(store, *name, &found)?;
         recovered.next = found.next;
         if !name.closed {
@@ -88,14 +96,6 @@ pub(super) fn fact<'a>(facts: &'a str, name: &str) -> Option<&'a str> {
     Some(rest.split_once('"')?.0)
 }
 
-fn follow(open: &mut HashMap<Id, Way>, line: &Line<'_>) {
-    match line.kind {
-        Kind::Before(id, way) => drop(open.insert(id, way)),
-        Kind::After(id) => drop(open.remove(&id)),
-        Kind::Denied | Kind::Event(..) => {}
-    }
-}
-
 fn refuse_damage(store: &Store, name: Name, found: &Found) -> Result<(), OpenError> {
     match found.damage {
         Some(damage) if name.closed || (damage.followed && found.synced) => {
@@ -110,6 +110,32 @@ fn refuse_damage(store: &Store, name: Name, found: &Found) -> Result<(), OpenErr
 }
 
 impl Recovered {
+    fn follow(&mut self, line: &Line<'_>, bytes: &[u8]) {
+        match line.kind {
+            Kind::Before(id, way) => drop(self.open.insert(id, way)),
+            Kind::After(id) => drop(self.open.remove(&id)),
+            Kind::Event("segment", facts) => {
+                if let Some(tail) = Tail::read(facts).filter(|tail| tail.edge.size() < line.seq) {
+                    self.tail.key = tail.key;
+                    if self.tail.edge.size() != tail.edge.size() {
+                        self.tail.edge = tail.edge; // the first that is read, or behind a gap
+                    }
+                }
+            }
+            Kind::Seal => {
+                let next = seal::note(bytes)
+                    .as_deref()
+                    .and_then(|note| Note::parse(note)?.unproven()?.next);
+                if next.is_some() {
+                    self.tail.key = next;
+                    self.announced = Some([bytes, b"\n"].concat());
+                }
+            }
+            Kind::Denied | Kind::Event(..) => {}
+        }
+        self.tail.edge.push(tree::leaf(bytes));
+    }
+
     /// Closes a segment that was left open; what is behind its last whole line goes to quarantine.
     fn close(&mut self, store: &Store, name: Name, found: &Found) -> Result<(), OpenError> {
         let path = store.path(name);

@@ -22,6 +22,8 @@ use crate::clock;
 use crate::outcome::Outcome;
 use crate::record::{After, Event};
 
+mod sealing;
+
 /// How often denials are counted out, and the live file is looked for.
 const TICK: Duration = Duration::from_secs(1);
 /// How often a log that is down is tried again.
@@ -37,6 +39,8 @@ pub(super) struct Writer {
     at: usize,
     device: Device,
     pub(super) ledger: Ledger,
+    /// Whether what the device has framed counts, but is not in the tree yet.
+    fresh: bool,
     ticked: Instant,
 }
 
@@ -60,6 +64,7 @@ impl Writer {
             at,
             device,
             ledger: Ledger::default(),
+            fresh: false,
             ticked: clock::now(),
         }
     }
@@ -88,9 +93,9 @@ impl Writer {
             if self.ledger.down.is_some() {
                 office.board.pause(RETRY);
             } else {
-                office
-                    .board
-                    .wait(TICK.saturating_sub(self.ticked.elapsed()));
+                let tick = TICK.saturating_sub(self.ticked.elapsed());
+                let seal = self.seal_due(clock::now()).unwrap_or(tick);
+                office.board.wait(tick.min(seal));
             }
         }
         self.finish()
@@ -108,22 +113,21 @@ impl Writer {
             self.ticked = now;
             self.tick()?;
         }
-        if !self.take() {
-            return Ok(());
-        }
-        let written = self.write();
-        let lasted = now.elapsed();
-        match written {
-            Ok(()) => {
-                let metrics = &self.office.metrics;
-                metrics.journal_sync_seconds.observe(lasted.as_secs_f64());
-                self.ledger.batch.publish(&self.office.seats);
-                self.recovered(lasted);
-                Ok(())
+        if self.take() {
+            let written = self.attempt(Self::write_rest);
+            let lasted = now.elapsed();
+            match written {
+                Ok(()) => {
+                    let metrics = &self.office.metrics;
+                    metrics.journal_sync_seconds.observe(lasted.as_secs_f64());
+                    self.publish();
+                    self.recovered(lasted);
+                }
+                Err(Halt::Failed(error)) => return self.failed(&error),
+                Err(Halt::Relieved) => return Err(Relieved),
             }
-            Err(Halt::Failed(error)) => self.failed(&error),
-            Err(Halt::Relieved) => Err(Relieved),
         }
+        self.keep_sealed(now)
     }
 
     /// Goes on from what was recovered: begins a segment, and ends in it what an earlier process left open.
@@ -142,12 +146,18 @@ impl Writer {
             self.ledger.note(event);
         }
         self.take();
-        match self.write() {
+        let mut written = self.attempt(Self::write_rest);
+        if written.is_ok() {
+            self.publish();
+            if recovered.next > 1 {
+                written = self.attempt(Self::seal_now); // what an earlier process could not
+            }
+        }
+        match written {
             Ok(()) => {}
             Err(Halt::Failed(error)) => return Err(error),
             Err(Halt::Relieved) => return Err(io::ErrorKind::TimedOut.into()),
         }
-        self.ledger.batch.publish(&self.office.seats);
         self.office.metrics.journal_healthy.set(1);
         Ok(())
     }
@@ -157,11 +167,17 @@ impl Writer {
         self.ledger.batch.take(&self.office.seats)
     }
 
-    /// Makes the rest of the batch durable.
-    fn write(&mut self) -> Result<(), Halt> {
+    /// Tells every seat that the batch is durable.
+    fn publish(&mut self) {
+        self.ledger.batch.publish(&self.office.seats);
+        self.absorb(); // nobody waits for it
+    }
+
+    /// Takes a step that writes; when that fails, once more in a fresh segment.
+    fn attempt(&mut self, step: fn(&mut Self) -> Result<(), Halt>) -> Result<(), Halt> {
         let mut attempts = 1;
         loop {
-            match self.write_rest() {
+            match step(self) {
                 Err(Halt::Failed(error)) => {
                     self.office.metrics.journal_failures.inc();
                     self.call(|device| {
@@ -178,6 +194,7 @@ impl Writer {
         }
     }
 
+    /// Makes the rest of the batch durable.
     fn write_rest(&mut self) -> Result<(), Halt> {
         while let Some(rest) = self.ledger.batch.rest() {
             let line = memchr::memchr(b'\n', rest).unwrap_or_default() + 1;
@@ -187,6 +204,7 @@ impl Writer {
                 self.turn_over()?;
                 continue;
             }
+            self.absorb();
             let Ledger { next, batch, .. } = &self.ledger;
             let (count, bytes) = batch.frame(*next, room, &mut self.device.framed);
             self.append(count)?;
@@ -198,8 +216,9 @@ impl Writer {
         Ok(())
     }
 
-    /// Begins a new segment; closes the one before, whose records are durable already.
+    /// Begins a new segment; seals and closes the one before, whose records are durable already.
     fn turn_over(&mut self) -> Result<(), Halt> {
+        self.seal_segment()?;
         let first = self.ledger.next;
         self.call(|device| {
             device.close();
@@ -207,15 +226,19 @@ impl Writer {
         })?;
         let oldest = self.office.seats.iter().filter_map(|seat| seat.oldest());
         let durability = format!("{:?}", self.device.store.durability).to_lowercase();
-        let facts = vec![
-            ("log_id", self.office.log_id.to_string()),
+        let sealer = self.ledger.sealer.as_ref();
+        let log_id = sealer.map_or("", |sealer| sealer.log_id());
+        let mut facts = vec![
+            ("log_id", log_id.to_owned()),
+            ("process", self.office.process.to_string()),
             ("previous", (first - 1).to_string()),
             ("open_since", oldest.min().unwrap_or(first).to_string()),
             ("durability", durability),
         ];
+        facts.extend(sealer.into_iter().flat_map(|sealer| sealer.facts()));
         let (mut inside, name) = (Vec::new(), "segment");
         Event { name, facts }.encode(clock::wall_ns(), &mut inside);
-        self.device.framed.clear();
+        self.device.forget();
         frame::append(&mut self.device.framed, first, Some(1), &inside);
         self.append(1)?;
         self.office.board.set_segment(first);
@@ -226,6 +249,7 @@ impl Writer {
     fn append(&mut self, count: u64) -> Result<(), Halt> {
         self.call(Device::append)?;
         self.device.count();
+        self.fresh = true;
         self.ledger.next += count;
         self.office.metrics.journal_syncs.inc();
         self.office.metrics.journal_records.inc_by(count);
@@ -308,10 +332,7 @@ impl Writer {
     }
 
     fn hand_back(&mut self) -> Result<(), Relieved> {
-        let closed = self.call(|device| {
-            device.close();
-            Ok(())
-        });
+        let closed = self.close();
         if closed.is_ok() {
             let ledger = std::mem::take(&mut self.ledger);
             self.office.hand_over(PRIMARY, ledger, "it works again");
@@ -347,8 +368,8 @@ impl Writer {
             }
         }
         self.note("closed", vec![("open", open.to_string())]);
-        match self.write() {
-            Ok(()) => self.ledger.batch.publish(&office.seats),
+        match self.attempt(Self::write_rest) {
+            Ok(()) => self.publish(),
             Err(Halt::Failed(error)) => {
                 tracing::error!(%error, "the last audit records could not be written; the next start records how far they got");
             }
@@ -357,14 +378,13 @@ impl Writer {
         for seat in office.seats.iter() {
             seat.fail();
         }
-        let closed = self.call(|device| {
-            device.close();
-            Ok(())
-        });
-        match closed {
-            Err(Halt::Relieved) => Err(Relieved),
-            _ => Ok(()),
+        if let Err(Halt::Relieved) = self.close() {
+            return Err(Relieved);
         }
+        if let Some(sealer) = &mut self.ledger.sealer {
+            sealer.end();
+        }
+        Ok(())
     }
 
     fn note(&mut self, name: &'static str, facts: Vec<(&'static str, String)>) {

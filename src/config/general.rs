@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::raw::{Table, Value};
 use super::typed::{Admin, Audit, Durability, Limit, Log, LogFormat, OnFailure, Process};
-use super::{ON_FAILURE, units};
+use super::{ON_FAILURE, seals, units};
 
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -145,6 +145,8 @@ pub(super) fn audit(root: &Table<'_>) -> Audit {
         wait_budget: DEFAULT_WAIT_BUDGET,
         stall_after: DEFAULT_WAIT_BUDGET / 2,
         segment_bytes: DEFAULT_SEGMENT_BYTES,
+        seal_every: SECOND,
+        anchors: Vec::new(),
         query_values: Vec::new(),
         secret_paths: DEFAULT_SECRET_PATHS.map(str::to_owned).into(),
     };
@@ -156,10 +158,6 @@ pub(super) fn audit(root: &Table<'_>) -> Audit {
         "remove closed segments yourself once they are copied away",
     );
     table.not_yet("standby_dir", "watch the free space of `state_dir`");
-    table.not_yet(
-        "seal_every",
-        "`tollgate audit verify` checks sequence and checksums",
-    );
     table.not_yet("identity", "records hold the client address, not the user");
     table.not_yet(
         "sink",
@@ -176,6 +174,12 @@ pub(super) fn audit(root: &Table<'_>) -> Audit {
         audit.wait_budget / 2,
     );
     audit.segment_bytes = table.size("segment", 64 << 10..=1 << 30, audit.segment_bytes);
+    audit.seal_every = table.duration(
+        "seal_every",
+        Duration::from_millis(100)..=HOUR,
+        audit.seal_every,
+    );
+    audit.anchors = seals::anchors(&table);
     audit.query_values = names(table.value("query_values"), &|text| {
         if text.is_empty() || text.contains(['&', '=', '#']) {
             let mend = r#"write the name of a query parameter alone, as in "page""#;

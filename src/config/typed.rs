@@ -104,10 +104,31 @@ pub struct Audit {
     pub stall_after: Duration,
     /// Size of one segment file.
     pub segment_bytes: u64,
+    /// Records are sealed after this time at the latest.
+    pub seal_every: Duration,
+    pub anchors: Vec<Anchor>,
     /// Names of query parameters whose values are written as they are.
     pub query_values: Vec<String>,
     /// Path patterns whose `*` segments are secrets, as in `/invitations/*`.
     pub secret_paths: Vec<String>,
+}
+
+/// `[[audit.anchor]]`: where the notes of seals go.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Anchor {
+    /// Inherited from whoever started the process.
+    Descriptor(u32),
+    /// Appended to.
+    File(PathBuf),
+}
+
+impl std::fmt::Display for Anchor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Descriptor(number) => write!(f, "descriptor {number}"),
+            Self::File(path) => path.display().fmt(f),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

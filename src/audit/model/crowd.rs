@@ -8,7 +8,7 @@ use super::{PATIENCE, dial, lines, store, whole};
 use crate::addr::Destination;
 use crate::audit::board::Patience;
 use crate::audit::seat::{BOUNDS, Bounds};
-use crate::audit::{Admitted, Journal};
+use crate::audit::{Admitted, Journal, Rules, Sealing};
 use crate::clock::{self, Id};
 use crate::config::typed::OnFailure;
 use crate::disk::memory::Memory;
@@ -33,7 +33,15 @@ fn journal(
     store.segment_bytes = 1 << 20;
     let metrics = Arc::new(Metrics::new());
     let stores = vec![store];
-    let journal = Journal::start(dir.path(), stores, patience, workers, bounds, metrics).unwrap();
+    let rules = Rules {
+        patience,
+        bounds,
+        sealing: Sealing {
+            every: Duration::from_millis(100),
+            anchors: Vec::new(),
+        },
+    };
+    let journal = Journal::start(dir.path(), stores, rules, workers, metrics).unwrap();
     (journal, dir)
 }
 

@@ -28,6 +28,12 @@ const TICK: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_millis(250);
 /// Attempts to write one batch before the log counts as down.
 const ATTEMPTS: u32 = 2;
+/// How often it is seen whether a device that failed works again.
+const PROBE_EVERY: Duration = Duration::from_millis(250);
+/// So often in a row it has to; twice as often each time that it fails before it has worked for `CALM`.
+const PROBES_MIN: u32 = 8;
+const PROBES_MAX: u32 = 256;
+const CALM: Duration = Duration::from_secs(600);
 /// Looks at the seats after which closing waits no longer for them to fall silent.
 const CLOSING_TURNS_MAX: u32 = 100;
 
@@ -38,6 +44,8 @@ pub(super) struct Writer {
     device: Device,
     pub(super) ledger: Ledger,
     ticked: Instant,
+    /// How often in a row the device had to work before it was used again.
+    probes: u32,
 }
 
 /// Why a writer stops before it is done.
@@ -49,8 +57,13 @@ pub(super) enum Halt {
 }
 
 /// The ledger has passed to another device's writer.
-#[derive(Debug)]
-pub(super) struct Relieved;
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Relieved {
+    /// Because the primary works again.
+    Willingly,
+    /// Because a call failed or hung.
+    Failing,
+}
 
 impl Writer {
     /// Of device number `at`; without the ledger.
@@ -61,6 +74,7 @@ impl Writer {
             device,
             ledger: Ledger::default(),
             ticked: clock::now(),
+            probes: 0,
         }
     }
 
@@ -69,15 +83,20 @@ impl Writer {
         while let Ok(ledger) = calls.recv() {
             self.ledger = ledger;
             self.office.board.attend();
-            if self.work().is_ok() {
-                self.office.end();
-                if let Some(done) = self.ledger.done.take() {
-                    done.send(()).ok(); // nobody may wait any more
-                }
-                return;
+            let begun = clock::now();
+            match self.work() {
+                Ok(()) => return self.close(),
+                Err(Relieved::Failing) => self.mend(begun.elapsed()),
+                Err(Relieved::Willingly) => {}
             }
-            self.mend();
             self.office.rest(self.at);
+        }
+    }
+
+    fn close(mut self) {
+        self.office.end();
+        if let Some(done) = self.ledger.done.take() {
+            done.send(()).ok(); // nobody may wait any more
         }
     }
 
@@ -96,9 +115,26 @@ impl Writer {
         self.finish()
     }
 
-    /// Gives up what the ledger has been taken from under, so that the device can be used anew.
-    fn mend(&mut self) {
+    /// Tries a device that failed until it works: the longer, the sooner it has failed.
+    fn mend(&mut self, lasted: Duration) {
+        self.probes = match lasted {
+            short if short < CALM => (self.probes * 2).clamp(PROBES_MIN, PROBES_MAX),
+            _ => PROBES_MIN,
+        };
+        let board = Arc::clone(&self.office.board);
+        let mut good = 0;
+        while good < self.probes && !board.is_closing() {
+            board.pause(PROBE_EVERY);
+            let begun = clock::now();
+            let works = self.probe() && begun.elapsed() <= board.patience.stall_after;
+            good = if works { good + 1 } else { 0 };
+        }
+    }
+
+    /// Whether the device can be used from the beginning.
+    pub(super) fn probe(&mut self) -> bool {
         self.device.abandon(&"the log has gone on elsewhere");
+        self.device.probe().is_ok()
     }
 
     /// Takes what is there and writes it. One that failed before is tried again first.
@@ -122,7 +158,7 @@ impl Writer {
                 Ok(())
             }
             Err(Halt::Failed(error)) => self.failed(&error),
-            Err(Halt::Relieved) => Err(Relieved),
+            Err(Halt::Relieved) => Err(Relieved::Failing),
         }
     }
 
@@ -245,7 +281,7 @@ impl Writer {
         if let Some(to) = self.office.relief() {
             let ledger = std::mem::take(&mut self.ledger);
             self.office.hand_over(to, ledger, &error.to_string());
-            return Err(Relieved);
+            return Err(Relieved::Failing);
         }
         if self.ledger.down.is_none() {
             tracing::error!(dir = %self.device.store.dir.display(), %error, "audit log cannot be written; requests are refused until it can");
@@ -291,7 +327,7 @@ impl Writer {
         self.count_out();
         let missing = match self.call(|device| Ok(device.missing())) {
             Ok(missing) => missing,
-            Err(_) => return Err(Relieved),
+            Err(_) => return Err(Relieved::Failing),
         };
         if let Some(file) = missing {
             let file = file.display().to_string();
@@ -312,11 +348,12 @@ impl Writer {
             device.close();
             Ok(())
         });
-        if closed.is_ok() {
-            let ledger = std::mem::take(&mut self.ledger);
-            self.office.hand_over(PRIMARY, ledger, "it works again");
+        if closed.is_err() {
+            return Err(Relieved::Failing);
         }
-        Err(Relieved)
+        let ledger = std::mem::take(&mut self.ledger);
+        self.office.hand_over(PRIMARY, ledger, "it works again");
+        Err(Relieved::Willingly)
     }
 
     fn count_out(&mut self) {
@@ -352,7 +389,7 @@ impl Writer {
             Err(Halt::Failed(error)) => {
                 tracing::error!(%error, "the last audit records could not be written; the next start records how far they got");
             }
-            Err(Halt::Relieved) => return Err(Relieved),
+            Err(Halt::Relieved) => return Err(Relieved::Failing),
         }
         for seat in office.seats.iter() {
             seat.fail();
@@ -362,7 +399,7 @@ impl Writer {
             Ok(())
         });
         match closed {
-            Err(Halt::Relieved) => Err(Relieved),
+            Err(Halt::Relieved) => Err(Relieved::Failing),
             _ => Ok(()),
         }
     }

@@ -8,15 +8,12 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
-use super::board::LAZY;
 use super::device::Device;
 use super::frame;
 use super::ledger::Ledger;
-use super::office::{Office, PRIMARY};
+use super::office::Office;
 use super::recover::Recovered;
 use crate::clock;
 use crate::outcome::Outcome;
@@ -24,18 +21,10 @@ use crate::record::{After, Event};
 
 /// How often denials are counted out, and the live file is looked for.
 const TICK: Duration = Duration::from_secs(1);
-/// How often a log that is down is tried again.
-const RETRY: Duration = Duration::from_millis(250);
 /// Attempts to write one batch before the log counts as down.
 const ATTEMPTS: u32 = 2;
-/// How often it is seen whether a device that failed works again.
-const PROBE_EVERY: Duration = Duration::from_millis(250);
-/// So often in a row it has to; twice as often each time that it fails before it has worked for `CALM`.
-const PROBES_MIN: u32 = 8;
-const PROBES_MAX: u32 = 256;
-const CALM: Duration = Duration::from_secs(600);
-/// Looks at the seats after which closing waits no longer for them to fall silent.
-const CLOSING_TURNS_MAX: u32 = 100;
+mod chores;
+mod shift;
 
 pub(super) struct Writer {
     office: Arc<Office>,
@@ -76,65 +65,6 @@ impl Writer {
             ticked: clock::now(),
             probes: 0,
         }
-    }
-
-    /// Writes whenever it is called, until the journal is closed.
-    pub(super) fn run(mut self, calls: &Receiver<Ledger>) {
-        while let Ok(ledger) = calls.recv() {
-            self.ledger = ledger;
-            self.office.board.attend();
-            let begun = clock::now();
-            match self.work() {
-                Ok(()) => return self.close(),
-                Err(Relieved::Failing) => self.mend(begun.elapsed()),
-                Err(Relieved::Willingly) => {}
-            }
-            self.office.rest(self.at);
-        }
-    }
-
-    fn close(mut self) {
-        self.office.end();
-        if let Some(done) = self.ledger.done.take() {
-            done.send(()).ok(); // nobody may wait any more
-        }
-    }
-
-    fn work(&mut self) -> Result<(), Relieved> {
-        let office = Arc::clone(&self.office);
-        while !office.board.is_closing() {
-            self.turn(clock::now())?;
-            if self.ledger.down.is_some() {
-                office.board.pause(RETRY);
-            } else {
-                office
-                    .board
-                    .wait(TICK.saturating_sub(self.ticked.elapsed()));
-            }
-        }
-        self.finish()
-    }
-
-    /// Tries a device that failed until it works: the longer, the sooner it has failed.
-    fn mend(&mut self, lasted: Duration) {
-        self.probes = match lasted {
-            short if short < CALM => (self.probes * 2).clamp(PROBES_MIN, PROBES_MAX),
-            _ => PROBES_MIN,
-        };
-        let board = Arc::clone(&self.office.board);
-        let mut good = 0;
-        while good < self.probes && !board.is_closing() {
-            board.pause(PROBE_EVERY);
-            let begun = clock::now();
-            let works = self.probe() && begun.elapsed() <= board.patience.stall_after;
-            good = if works { good + 1 } else { 0 };
-        }
-    }
-
-    /// Whether the device can be used from the beginning.
-    pub(super) fn probe(&mut self) -> bool {
-        self.device.abandon(&"the log has gone on elsewhere");
-        self.device.probe().is_ok()
     }
 
     /// Takes what is there and writes it. One that failed before is tried again first.
@@ -293,115 +223,6 @@ impl Writer {
             seat.fail();
         }
         Ok(())
-    }
-
-    /// Records how long nothing could be written, if it was longer than anybody waits.
-    fn recovered(&mut self, lasted: Duration) {
-        let board = &self.office.board;
-        let (since, cause) = match self.ledger.down.take() {
-            Some((since, cause)) => (since.elapsed(), cause),
-            None if lasted > board.patience.stall_after => {
-                (lasted, "a write took too long".to_owned())
-            }
-            None => return,
-        };
-        self.office.metrics.journal_healthy.set(1);
-        board.set_down(false);
-        let taken = |count: &AtomicU64| count.swap(0, Ordering::AcqRel).to_string();
-        let facts = vec![
-            ("lasted_ms", since.as_millis().to_string()),
-            ("cause", cause),
-            ("refused", taken(&board.counts.refused)),
-            ("unrecorded", taken(&board.counts.unrecorded)),
-            ("events_lost", taken(&board.counts.events_lost)),
-        ];
-        let lasted_ms = since.as_millis();
-        tracing::warn!(lasted_ms, "audit log can be written again");
-        self.note("degraded", facts);
-        self.office.board.raise(LAZY);
-    }
-
-    /// What is to be done once a second: counted denials become records, the live file is looked for, and the log
-    /// goes back to the primary if that works again.
-    fn tick(&mut self) -> Result<(), Relieved> {
-        self.count_out();
-        let missing = match self.call(|device| Ok(device.missing())) {
-            Ok(missing) => missing,
-            Err(_) => return Err(Relieved::Failing),
-        };
-        if let Some(file) = missing {
-            let file = file.display().to_string();
-            tracing::error!(
-                file,
-                "the live audit segment was removed or renamed; going on in a new one"
-            );
-            self.note("segment_lost", vec![("file", file)]);
-        }
-        if self.at != PRIMARY && self.office.can_return() {
-            self.hand_back()?;
-        }
-        Ok(())
-    }
-
-    fn hand_back(&mut self) -> Result<(), Relieved> {
-        let closed = self.call(|device| {
-            device.close();
-            Ok(())
-        });
-        if closed.is_err() {
-            return Err(Relieved::Failing);
-        }
-        let ledger = std::mem::take(&mut self.ledger);
-        self.office.hand_over(PRIMARY, ledger, "it works again");
-        Err(Relieved::Willingly)
-    }
-
-    fn count_out(&mut self) {
-        let mut counts = Vec::new();
-        for seat in self.office.seats.iter() {
-            seat.take_denials(&mut counts);
-        }
-        let (now, lines) = (clock::wall_ns(), &mut self.ledger.batch.lines);
-        for count in counts {
-            count.encode(now, lines);
-            lines.push(b'\n');
-        }
-    }
-
-    /// Writes what is left, then that nothing more comes, and closes the segment.
-    pub(super) fn finish(&mut self) -> Result<(), Relieved> {
-        let office = Arc::clone(&self.office);
-        let mut open = 0;
-        for _ in 0..CLOSING_TURNS_MAX {
-            self.count_out();
-            self.turn(clock::now())?;
-            let seats = office.seats.iter().map(|seat| seat.close());
-            let (empty, left) =
-                seats.fold((true, 0), |(all, sum), (one, open)| (all & one, sum + open));
-            open = left;
-            if empty || self.ledger.down.is_some() {
-                break;
-            }
-        }
-        self.note("closed", vec![("open", open.to_string())]);
-        match self.write() {
-            Ok(()) => self.ledger.batch.publish(&office.seats),
-            Err(Halt::Failed(error)) => {
-                tracing::error!(%error, "the last audit records could not be written; the next start records how far they got");
-            }
-            Err(Halt::Relieved) => return Err(Relieved::Failing),
-        }
-        for seat in office.seats.iter() {
-            seat.fail();
-        }
-        let closed = self.call(|device| {
-            device.close();
-            Ok(())
-        });
-        match closed {
-            Err(Halt::Relieved) => Err(Relieved::Failing),
-            _ => Ok(()),
-        }
     }
 
     fn note(&mut self, name: &'static str, facts: Vec<(&'static str, String)>) {

@@ -11,6 +11,7 @@ pub(crate) mod gate;
 pub(crate) mod load;
 pub(crate) mod log;
 pub(crate) mod peer;
+pub(crate) mod strace;
 pub(crate) mod upstream;
 
 use std::time::{Duration, Instant};

@@ -6,6 +6,7 @@
 
 pub(crate) mod body;
 pub(crate) mod client;
+pub(crate) mod disk;
 pub(crate) mod dns;
 pub(crate) mod gate;
 pub(crate) mod load;

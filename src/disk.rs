@@ -9,7 +9,8 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-use rustix::fs::{FallocateFlags, OFlags, fallocate};
+use nix::fcntl::OFlag;
+use rustix::fs::{FallocateFlags, fallocate};
 
 #[cfg(test)]
 pub(crate) mod memory;
@@ -47,15 +48,21 @@ const FILE_MODE: u32 = 0o600;
 const DIR_MODE: u32 = 0o700;
 
 impl Disk {
-    /// Makes a directory and those above it; no error if it is there.
+    /// Makes a directory and those above it, names on the device; no error if it is there.
     pub(crate) fn make_dir(&self, path: &Path) -> io::Result<()> {
         match self {
-            Self::Machine => DirBuilder::new()
-                .recursive(true)
-                .mode(DIR_MODE)
-                .create(path),
+            Self::Machine => made_dir(path),
             #[cfg(test)]
             Self::Memory(memory) => memory.make_dir(path),
+        }
+    }
+
+    /// The number of the device that `path` is on.
+    pub(crate) fn device(&self, path: &Path) -> io::Result<u64> {
+        match self {
+            Self::Machine => Ok(std::fs::metadata(path)?.dev()),
+            #[cfg(test)]
+            Self::Memory(memory) => Ok(memory.device()),
         }
     }
 
@@ -100,13 +107,15 @@ impl Disk {
         }
     }
 
-    /// Makes a new file with `content`, on the device; an error if it is there.
+    /// Makes a file with `content`, on the device; replaces what is there. It has its name only once it is whole.
     pub(crate) fn create_with(&self, path: &Path, content: &[u8]) -> io::Result<()> {
         match self {
             Self::Machine => {
-                let file = create().create_new(true).open(path)?;
+                let part = path.with_added_extension("part");
+                let file = create().create(true).truncate(true).open(&part)?;
                 file.write_all_at(content, 0)?;
-                file.sync_all()
+                file.sync_all()?;
+                std::fs::rename(&part, path)
             }
             #[cfg(test)]
             Self::Memory(memory) => memory.create_with(path, content),
@@ -120,7 +129,8 @@ impl Disk {
                 let mut options = OpenOptions::new();
                 options.read(true).write(access != Access::Read);
                 if access == Access::Durable {
-                    options.custom_flags(i32::try_from(OFlags::DSYNC.bits()).unwrap_or_default());
+                    // Not rustix's `OFlags::DSYNC`: on Linux that is `O_SYNC`, which syncs times as well at each write.
+                    options.custom_flags(OFlag::O_DSYNC.bits());
                 }
                 options.open(path).map(File::Machine)
             }
@@ -233,8 +243,8 @@ pub(crate) fn inherited(number: u32) -> io::Result<std::fs::File> {
     let flags = facts
         .lines()
         .find_map(|line| line.strip_prefix("flags:"))
-        .and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok());
-    let ours = flags.is_none_or(|flags| flags & OFlags::CLOEXEC.bits() != 0);
+        .and_then(|flags| i32::from_str_radix(flags.trim(), 8).ok());
+    let ours = flags.is_none_or(|flags| flags & OFlag::O_CLOEXEC.bits() != 0);
     if ours {
         let what = format!("descriptor {number} was not left open by whoever started the process");
         return Err(io::Error::new(io::ErrorKind::NotFound, what));
@@ -248,6 +258,22 @@ fn create() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.write(true).mode(FILE_MODE);
     options
+}
+
+fn made_dir(path: &Path) -> io::Result<()> {
+    let above = match path.parent() {
+        None => return Ok(()), // the root
+        Some(above) if above.as_os_str().is_empty() => Path::new("."),
+        Some(above) => above,
+    };
+    let sync = || std::fs::File::open(above)?.sync_all();
+    if path.is_dir() {
+        sync().ok(); // in case an earlier process ended before its sync; somebody else's may not be for us to open
+        return Ok(());
+    }
+    made_dir(above)?;
+    DirBuilder::new().mode(DIR_MODE).create(path)?;
+    sync()
 }
 
 fn zeroed(path: &Path, bytes: u64, access: Access) -> io::Result<()> {

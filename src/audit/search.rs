@@ -62,7 +62,7 @@ pub fn search(
     filter: &Filter,
     mut found: impl FnMut(&[u8]) -> io::Result<()>,
 ) -> io::Result<u64> {
-    let stores = stores(dirs);
+    let stores = stores(dirs)?;
     let mut count = 0;
     for Placed { at, name, limit } in order(&stores)?.segments {
         let Some(store) = stores.get(at) else {

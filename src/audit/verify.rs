@@ -15,6 +15,7 @@ use super::order::{Order, Placed, order};
 use super::recover::fact;
 use super::scan::{self, Found, Place};
 use super::segment::{Name, Store};
+use super::standby;
 use crate::clock::Id;
 use crate::config::typed::Durability;
 use crate::disk::Disk;
@@ -71,12 +72,21 @@ impl PublicKey {
 /// Checks the log whose files are in `dirs`: state directories, or directories of copied segments. `told` hears the
 /// number of the last record now and then. An error is one of reading.
 pub fn verify(dirs: &[PathBuf], trust: &Trust, told: &mut dyn FnMut(u64)) -> io::Result<Report> {
-    check(&stores(dirs), trust, told)
+    check(&stores(dirs)?, trust, told)
 }
 
-/// The directories of a log.
-pub(super) fn stores(dirs: &[PathBuf]) -> Vec<Store> {
-    dirs.iter().map(|dir| store(dir)).collect()
+/// The directories of a log: those that are named, and the standby that one of them names, if that can be reached.
+pub(super) fn stores(dirs: &[PathBuf]) -> io::Result<Vec<Store>> {
+    let mut stores: Vec<Store> = dirs.iter().map(|dir| store(dir)).collect();
+    for at in 0..dirs.len() {
+        let Some(standby) = stores.get(at).map(standby::of).transpose()?.flatten() else {
+            continue;
+        };
+        if stores.iter().all(|store| store.dir != standby.dir) {
+            stores.push(standby);
+        }
+    }
+    Ok(stores)
 }
 
 /// The segments in `dir/audit`, or in `dir` itself.

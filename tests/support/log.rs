@@ -1,27 +1,74 @@
 //! The audit log as an auditor finds it: JSON Lines in closed and open segments.
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs;
-use std::path::Path;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
+
+use super::upstream::Upstream;
 
 /// Every record of a state directory, in order of `seq`.
 pub(crate) struct Log {
     pub(crate) records: Vec<Value>,
 }
 
+/// The files of a log directory, by the number of their first record.
+fn segments(audit: &Path) -> Vec<(u64, PathBuf)> {
+    let entries = fs::read_dir(audit).unwrap_or_else(|e| panic!("{}: {e}", audit.display()));
+    let mut segments: Vec<_> = entries
+        .map(|entry| entry.expect("an entry").path())
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|e| e == "jsonl" || e == "open")
+        })
+        .map(|path| {
+            let stem = path.file_stem().and_then(|s| s.to_str()).expect("ASCII");
+            (stem.parse().expect("a number"), path)
+        })
+        .collect();
+    segments.sort_unstable();
+    segments
+}
+
+/// The content of a segment, also of one that is being closed at this moment.
+fn content(path: &Path) -> Vec<u8> {
+    match fs::read(path) {
+        Err(e) if e.kind() == ErrorKind::NotFound => fs::read(path.with_extension("jsonl")),
+        read => read,
+    }
+    .unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// The identifiers that have a BEFORE record on disk now, in the last `files` segments of this state directory. Looks
+/// at no more of a line than it must: a test asks again and again while requests are under way.
+pub(crate) fn admitted_now(state: &Path, files: usize) -> HashSet<String> {
+    const BEFORE: &str = "\"kind\":\"before\",\"id\":\"";
+    let segments = segments(&state.join("audit"));
+    let mut found = HashSet::new();
+    for (_, path) in segments.iter().rev().take(files) {
+        let bytes = content(path);
+        for line in bytes.split_inclusive(|b| *b == b'\n') {
+            let text = String::from_utf8_lossy(line);
+            let whole = text.ends_with("\"}\n");
+            if let Some((_, rest)) = text.split_once(BEFORE).filter(|_| whole) {
+                found.extend(rest.split('"').next().map(str::to_owned));
+            }
+        }
+    }
+    found
+}
+
 impl Log {
     /// Reads what is there now; the last line of an open segment may be half written while the process runs.
     pub(crate) fn read(state: &Path) -> Self {
+        let segments = segments(&state.join("audit"));
         let mut records = Vec::new();
-        for entry in fs::read_dir(state.join("audit")).expect("an audit directory") {
-            let path = entry.expect("an entry").path();
-            let closed = match path.extension().and_then(|e| e.to_str()) {
-                Some("jsonl") => true,
-                Some("open") => false,
-                _ => continue,
-            };
-            let bytes = fs::read(&path).expect("a readable segment");
+        for (at, (_, path)) in segments.iter().enumerate() {
+            // What a segment holds from the first number of the next one on was written there again.
+            let limit = segments.get(at + 1).map_or(u64::MAX, |(first, _)| *first);
+            let closed = path.extension().is_some_and(|e| e == "jsonl");
+            let bytes = content(path);
             assert!(
                 !closed || !bytes.contains(&0),
                 "{}: NUL in a closed segment",
@@ -30,12 +77,13 @@ impl Log {
             let written = bytes.split(|b| *b == 0).next().unwrap_or_default();
             for line in written.split_inclusive(|b| *b == b'\n') {
                 match serde_json::from_slice(line) {
-                    Ok(record) => {
+                    Ok(record) if seq(&record) < limit => {
                         assert_checksum(line);
                         records.push(record);
                     }
+                    Ok(_) => {}
                     Err(e) => assert!(
-                        !closed && !line.ends_with(b"\n"),
+                        !closed && (!line.ends_with(b"\n") || limit != u64::MAX),
                         "{}: {e}: {}",
                         path.display(),
                         String::from_utf8_lossy(line)
@@ -66,6 +114,23 @@ impl Log {
     /// The terminal record of an entry.
     pub(crate) fn after(&self, wanted: &str) -> Option<&Value> {
         self.kind("after").find(|r| id(r) == wanted)
+    }
+
+    /// Fails unless the log is whole: no gap, each entry with one end, and whoever reached the upstream is in it.
+    pub(crate) fn assert_whole(&self, upstream: &Upstream) {
+        self.assert_gapless();
+        self.assert_paired();
+        let admitted = self.admitted();
+        let seen = upstream.ids();
+        let lost: Vec<_> = seen
+            .iter()
+            .filter(|id| !admitted.contains(id.as_str()))
+            .collect();
+        assert!(
+            lost.is_empty(),
+            "{} reached the upstream unlogged: {lost:?}",
+            lost.len()
+        );
     }
 
     /// Fails if a `seq` is missing or given twice.

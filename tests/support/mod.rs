@@ -6,11 +6,13 @@
 
 pub(crate) mod body;
 pub(crate) mod client;
+pub(crate) mod disk;
 pub(crate) mod dns;
 pub(crate) mod gate;
 pub(crate) mod load;
 pub(crate) mod log;
 pub(crate) mod peer;
+pub(crate) mod strace;
 pub(crate) mod upstream;
 
 use std::time::{Duration, Instant};

@@ -1,7 +1,7 @@
 //! A log that somebody changed: `verify` names the place, and recovery does not bury it.
 
 use std::path::Path;
-use std::slice;
+use std::slice::from_ref;
 
 use super::{House, check, lines, whole};
 use crate::audit::frame::{self, Kind};
@@ -22,9 +22,12 @@ fn closed_log() -> (Memory, Store) {
         house.end(Outcome::Served);
     }
     let House {
-        store, mut writer, ..
+        stores,
+        mut writers,
+        ..
     } = house;
-    writer.finish().unwrap();
+    writers[0].as_mut().unwrap().finish().unwrap();
+    let store = stores[0].clone();
     (memory, store)
 }
 
@@ -33,7 +36,7 @@ fn every_changed_byte_is_named_by_file_and_line() {
     let (memory, store) = closed_log();
     let names = store.segments().unwrap();
     assert!(names.len() > 2 && names.iter().all(|n| n.closed));
-    whole(&store, &[]);
+    whole(from_ref(&store), &[]);
     for name in names {
         // Alone: the others are pruned.
         let alone = Memory::default();
@@ -45,7 +48,7 @@ fn every_changed_byte_is_named_by_file_and_line() {
             let mut bad = good.clone();
             bad[at] ^= 0x20 >> (at % 3);
             alone.put(&path, &bad);
-            let problem = check(&store).problem.unwrap();
+            let problem = check(from_ref(&store)).problem.unwrap();
             assert_eq!((&problem.file, problem.offset), (&path, start), "byte {at}");
             if good[at] == b'\n' {
                 start = at as u64 + 1;
@@ -76,7 +79,7 @@ fn every_dropped_swapped_or_cut_line_is_noticed() {
         memory.put(&path, &good);
         if nth + 1 < names.len() {
             store.disk.remove(&path).unwrap();
-            let whole = check(&store);
+            let whole = check(from_ref(&store));
             assert!(nth == 0 || whole.problem.is_some(), "segment {nth} removed");
             memory.put(&path, &good);
         }
@@ -85,7 +88,7 @@ fn every_dropped_swapped_or_cut_line_is_noticed() {
 
 fn noticed(memory: &Memory, store: &Store, path: &Path, bytes: &[u8]) {
     memory.put(path, bytes);
-    let report = check(store);
+    let report = check(from_ref(store));
     assert!(report.problem.is_some() || report.unfinished.is_some());
 }
 
@@ -98,8 +101,8 @@ fn damage_in_the_middle_refuses_to_open_and_touches_nothing() {
     house.ask();
     house.turn();
     let path = house
-        .store
-        .path(*house.store.segments().unwrap().last().unwrap());
+        .store()
+        .path(*house.store().segments().unwrap().last().unwrap());
     let memory = memory.crash();
     let mut bytes = memory.read(&path).unwrap();
     let second = bytes.iter().position(|b| *b == b'\n').unwrap() + 1;
@@ -124,7 +127,7 @@ struct Forger {
 impl Forger {
     fn new() -> Self {
         let (memory, store) = closed_log();
-        let lines = lines(&store);
+        let lines = lines(from_ref(&store));
         Self {
             memory,
             store,
@@ -161,7 +164,7 @@ impl Forger {
             };
             self.memory.put(&self.store.path(name), &bytes);
         }
-        check(&self.store)
+        check(from_ref(&self.store))
     }
 
     /// The number of the record at which a change of record `changed` must show at the latest: its seal, or the next
@@ -237,7 +240,7 @@ fn first_key(lines: &[Vec<u8>]) -> PublicKey {
 }
 
 fn judge(store: &Store, trust: &Trust) -> Report {
-    verify::check(slice::from_ref(store), trust, &mut |_| {}).unwrap()
+    verify::check(from_ref(store), trust, &mut |_| {}).unwrap()
 }
 
 #[test]
@@ -282,7 +285,7 @@ fn a_log_made_anew_holds_against_itself_only() {
 fn an_earlier_key_is_nowhere_once_its_segment_is_closed() {
     let memory = Memory::default();
     let mut house = House::open(&memory).unwrap();
-    let path = house.store.dir.join("seal.key");
+    let path = house.store().dir.join("seal.key");
     let mut keys = Vec::new();
     for _ in 0..3 {
         for _ in 0..12 {

@@ -29,7 +29,7 @@ impl Writer {
                 self.recovered(begun.elapsed());
                 Ok(())
             }
-            Err(Halt::Relieved) => Err(Relieved),
+            Err(Halt::Relieved) => Err(Relieved::Failing),
             Err(Halt::Failed(error)) if self.office.relief().is_some() => self.failed(&error),
             Err(Halt::Failed(error)) => {
                 tracing::warn!(%error, "the audit log could not be sealed; it is tried again");
@@ -59,7 +59,7 @@ impl Writer {
     }
 
     /// Seals and closes the segment, if there is one.
-    pub(super) fn close(&mut self) -> Result<(), Halt> {
+    pub(super) fn close_segment(&mut self) -> Result<(), Halt> {
         if let Err(Halt::Failed(error)) = self.seal_segment() {
             tracing::warn!(%error, "audit segment could not be sealed; the next one seals its records");
         }

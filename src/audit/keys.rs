@@ -290,3 +290,9 @@ fn secret(key: &SigningKey) -> io::Result<Vec<u8>> {
 fn no_key() -> io::Error {
     io::Error::other("no key can be made")
 }
+
+/// The first key of the log in the directory of `store`, as its file has it.
+pub(super) fn first(store: &Store) -> Option<VerifierKey> {
+    let bytes = store.disk.read(&store.dir.join(PUB)).ok()?;
+    VerifierKey::parse(std::str::from_utf8(&bytes).ok()?.trim())
+}

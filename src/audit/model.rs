@@ -35,6 +35,7 @@ use crate::telemetry::{Metrics, Way};
 
 mod crowd;
 mod mishaps;
+mod proofs;
 mod takeover;
 mod tamper;
 

@@ -27,6 +27,7 @@ mod seals;
 use anchors::Anchors;
 pub use report::{AnchorReport, OpenEntry, Problem, Report};
 use seals::Seals;
+pub(super) use seals::leads_to;
 
 /// Entries that may be open at one time, a hundred times what one process lets in.
 const OPEN_MAX: usize = 8_000_000;

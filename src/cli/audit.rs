@@ -13,6 +13,7 @@ use super::{Exit, complain};
 use crate::audit::{self, Filter};
 use crate::clock::{self, Id};
 
+mod prove;
 mod verify;
 
 /// Read the audit log: verify it or search it, while it is written or on a copy
@@ -24,10 +25,16 @@ pub(super) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Prove one record to somebody who does not see the others
+    Prove(prove::Prove),
+    /// Prove that the log of an earlier seal is the beginning of the log now
+    ProveGrowth(prove::Growth),
     /// Print the records that match, as JSON Lines, oldest first
     Search(Box<Search>),
     /// Check every byte, that no record is missing, that every entry has exactly one end, and every seal
     Verify(verify::Verify),
+    /// Check a proof with a public key, without the log
+    VerifyProof(prove::VerifyProof),
 }
 
 #[derive(clap::Args, Debug)]
@@ -95,8 +102,11 @@ enum Ended {
 
 pub(super) fn run(arguments: &Arguments) -> Exit {
     match &arguments.command {
+        Command::Prove(prove) => prove::record(prove),
+        Command::ProveGrowth(growth) => prove::growth(growth),
         Command::Search(search) => self::search(search),
         Command::Verify(verify) => verify::run(verify),
+        Command::VerifyProof(proof) => prove::verify(proof),
     }
 }
 

@@ -13,7 +13,7 @@ use crate::disk::memory::Memory;
 use crate::outcome::Outcome;
 
 /// A log of several closed segments, and the lines of each with their places.
-fn closed_log() -> (Memory, Store) {
+pub(super) fn closed_log() -> (Memory, Store) {
     let memory = Memory::default();
     let mut house = House::open(&memory).unwrap();
     house.live();
@@ -232,7 +232,7 @@ fn anchored(lines: &[Vec<u8>]) -> tempfile::NamedTempFile {
     file
 }
 
-fn first_key(lines: &[Vec<u8>]) -> PublicKey {
+pub(super) fn first_key(lines: &[Vec<u8>]) -> PublicKey {
     let Kind::Event("segment", facts) = frame::check(&lines[0]).unwrap().kind else {
         panic!("the log does not begin with a segment");
     };

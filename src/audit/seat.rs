@@ -10,7 +10,7 @@ use std::cell::Cell;
 use std::collections::VecDeque;
 use std::mem;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
@@ -19,6 +19,7 @@ use tokio::sync::Notify;
 use super::board::{Board, IDLE, LAZY, WANTED};
 use super::denials::Denials;
 use super::epochs::Epochs;
+use super::receipt::Mark;
 use crate::clock;
 use crate::record::{AFTER_BYTES_MAX, Denied, DeniedCount, RECORD_BYTES_MAX};
 use crate::workers;
@@ -100,6 +101,16 @@ pub(super) struct Queues {
     pub(super) notes: Vec<u8>,
     /// What the endings end.
     pub(super) ended: Epochs,
+    /// How many intentions there are, and who wants to know the place of theirs.
+    lines: usize,
+    pub(super) wanted: Vec<Wanted>,
+}
+
+/// Where the writer puts the mark of one intention, before it says that it is durable.
+pub(super) struct Wanted {
+    /// Which of the intentions.
+    pub(super) line: usize,
+    pub(super) mark: Arc<OnceLock<Mark>>,
 }
 
 /// A place in the queue, and the entry that took it.
@@ -135,11 +146,13 @@ impl Seat {
         }
     }
 
-    /// Queues a BEFORE record; `None` if there is no room, or no hope that it becomes durable.
+    /// Queues a BEFORE record; `None` if there is no room, or no hope that it becomes durable. `mark` is set by the time
+    /// that it is durable.
     pub(super) fn begin(
         self: &Arc<Self>,
         now: Instant,
         waker: &Waker,
+        mark: Option<&Arc<OnceLock<Mark>>>,
         encode: impl FnOnce(&mut Vec<u8>),
     ) -> Option<Ticket> {
         let mut inside = self.lock();
@@ -151,6 +164,12 @@ impl Seat {
         }
         encode(&mut inside.queues.intentions);
         inside.queues.intentions.push(b'\n');
+        let line = inside.queues.lines;
+        inside.queues.lines += 1;
+        if let Some(mark) = mark {
+            let mark = Arc::clone(mark);
+            inside.queues.wanted.push(Wanted { line, mark });
+        }
         let segment = self.board.segment();
         inside.open.add(segment, 1);
         inside.issued += 1;
@@ -344,6 +363,8 @@ impl Inside {
 impl Queues {
     /// Empties it, keeping what is worth keeping.
     pub(super) fn clear(&mut self) {
+        self.lines = 0;
+        self.wanted.clear();
         for queue in [&mut self.intentions, &mut self.endings, &mut self.notes] {
             queue.clear();
             if queue.capacity() > KEPT_BYTES_MAX {

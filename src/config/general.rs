@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -138,7 +138,7 @@ pub(super) fn log(root: &Table<'_>) -> Log {
 }
 
 /// `[audit]`
-pub(super) fn audit(root: &Table<'_>) -> Audit {
+pub(super) fn audit(root: &Table<'_>, folder: &Path) -> Audit {
     let mut audit = Audit {
         durability: Durability::Sync,
         on_failure: OnFailure::Refuse,
@@ -148,6 +148,7 @@ pub(super) fn audit(root: &Table<'_>) -> Audit {
         segment_bytes: DEFAULT_SEGMENT_BYTES,
         seal_every: SECOND,
         anchors: Vec::new(),
+        receipt_key: None,
         query_values: Vec::new(),
         secret_paths: DEFAULT_SECRET_PATHS.map(str::to_owned).into(),
     };
@@ -183,6 +184,7 @@ pub(super) fn audit(root: &Table<'_>) -> Audit {
         audit.seal_every,
     );
     audit.anchors = seals::anchors(&table);
+    audit.receipt_key = seals::receipt_key(&table, folder);
     audit.query_values = names(table.value("query_values"), &|text| {
         if text.is_empty() || text.contains(['&', '=', '#']) {
             let mend = r#"write the name of a query parameter alone, as in "page""#;

@@ -24,25 +24,32 @@ use crate::outcome::{Outcome, Refusal};
 use crate::record::{After, Before, Denied, Event, TagKey};
 use crate::telemetry::{Metrics, Way};
 
+mod anchor;
 mod board;
 mod denials;
 mod device;
 mod epochs;
 mod frame;
 mod keeper;
+mod keys;
 mod ledger;
 #[cfg(test)]
 mod model;
+mod note;
 mod office;
 mod opening;
 mod order;
+mod proof;
+mod prove;
 mod recover;
 mod scan;
+mod seal;
 mod search;
 mod seat;
 mod segment;
 mod standby;
 mod start;
+mod tree;
 mod verify;
 mod writer;
 
@@ -51,11 +58,13 @@ use board::{Board, Patience};
 use keeper::Rules;
 use office::Office;
 pub use opening::OpenError;
+pub use proof::{Disproof, Proof, Proven};
+pub use prove::{ProveError, prove, prove_growth};
 pub use recover::OnDamage;
 pub use search::{Filter, search, tag_of};
 use seat::{Seat, Ticket};
 use start::Plan;
-pub use verify::{Problem, Report, verify};
+pub use verify::{AnchorReport, OpenEntry, Problem, PublicKey, Report, Trust, verify};
 
 /// How long [`Journal::close`] waits for a disk that hangs.
 const CLOSE_WAIT: Duration = Duration::from_secs(10);

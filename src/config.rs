@@ -17,6 +17,7 @@ mod ingress;
 mod notes;
 mod raw;
 mod remark;
+mod seals;
 mod sets;
 pub mod typed;
 mod units;

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use super::board::Board;
 use super::epochs::Epochs;
 use super::frame;
+use super::seal::Sealer;
 use super::seat::{Queues, Seat};
 use crate::clock;
 use crate::record::Event;
@@ -25,6 +26,8 @@ pub(super) struct Ledger {
     /// The number of the next record.
     pub(super) next: u64,
     pub(super) batch: Batch,
+    /// The tree of everything before `next`; there whenever the ledger is.
+    pub(super) sealer: Option<Box<Sealer>>,
     /// Since when nothing can be written, and why.
     pub(super) down: Option<(Instant, String)>,
     /// Where to say that the log is closed.

@@ -181,6 +181,8 @@ fn config(at: [SocketAddr; 2], hosts: Vec<HostPattern>) -> Config {
             wait_budget: second,
             stall_after: second,
             segment_bytes: 1 << 20,
+            seal_every: Duration::from_secs(1),
+            anchors: Vec::new(),
             query_values: Vec::new(),
             secret_paths: Vec::new(),
             ..Audit::default()

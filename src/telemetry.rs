@@ -63,8 +63,7 @@ pub struct Metrics {
     pub journal_healthy: Gauge,
     /// Failures to write or sync.
     pub journal_failures: Counter,
-    /// 1 while the standby directory is in use, else 0.
-    pub journal_standby: Gauge,
+    pub journal_disks: Disks,
     /// Seals that are durable.
     pub journal_seals: Counter,
     /// Seals that an anchor took.
@@ -81,6 +80,37 @@ pub struct Metrics {
     pub limiter_keys: Gauge<i64>,
     /// Requests counted against the shared overflow bucket because the table was full.
     pub limiter_overflow: Counter,
+}
+
+/// Of the disks that the audit log is on.
+#[derive(Default)]
+pub struct Disks {
+    /// 1 while the standby directory is in use, else 0.
+    pub standby: Gauge,
+    /// Bytes that can still be written; where there is least.
+    pub free_bytes: Gauge,
+    /// 1 while that is less than `audit.min_free`, else 0.
+    pub space_low: Gauge,
+}
+
+impl Disks {
+    fn register(&self, r: &mut Registry) {
+        r.register(
+            "journal_standby",
+            "1 while the audit log is written to its standby directory",
+            self.standby.clone(),
+        );
+        r.register(
+            "journal_free_bytes",
+            "Bytes that can still be written where the audit log is",
+            self.free_bytes.clone(),
+        );
+        r.register(
+            "journal_space_low",
+            "1 while the audit log has less free space than audit.min_free",
+            self.space_low.clone(),
+        );
+    }
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -180,7 +210,7 @@ impl Metrics {
             journal_seals: Counter::default(),
             anchored: Counter::default(),
             anchor_failures: Counter::default(),
-            journal_standby: Gauge::default(),
+            journal_disks: Disks::default(),
             generation: Gauge::default(),
             reload_failures: Counter::default(),
             limiter_keys: Gauge::default(),
@@ -217,11 +247,6 @@ impl Metrics {
             "Failed writes and syncs of the audit log",
             self.journal_failures.clone(),
         );
-        r.register(
-            "journal_standby",
-            "1 while the audit log is written to its standby directory",
-            self.journal_standby.clone(),
-        );
         r.register("journal_seals", "Seals written", self.journal_seals.clone());
         r.register(
             "anchored_seals",
@@ -233,6 +258,7 @@ impl Metrics {
             "Seals that an anchor did not take",
             self.anchor_failures.clone(),
         );
+        self.journal_disks.register(r);
         r.register(
             "snapshot_generation",
             "Generation of the configuration in force",

@@ -25,7 +25,6 @@ fn settings() -> Audit {
         durability: Durability::Sync,
         on_failure: OnFailure::Refuse,
         wait_budget: Duration::from_secs(5),
-        standby_dir: None,
         stall_after: Duration::from_secs(5),
         segment_bytes: 1 << 20,
         seal_every: Duration::from_secs(1),
@@ -33,6 +32,7 @@ fn settings() -> Audit {
         receipt_key: None,
         query_values: Vec::new(),
         secret_paths: Vec::new(),
+        ..Audit::default()
     }
 }
 

@@ -15,6 +15,7 @@ use proptest::prelude::*;
 use super::board::{Board, Patience};
 use super::device::Device;
 use super::frame::{self, Kind};
+use super::keeper::Rules;
 use super::keys::{Keys, Vault};
 use super::ledger::{Batch, Ledger};
 use super::office::{Office, PRIMARY};
@@ -23,10 +24,10 @@ use super::seal::Sealer;
 use super::seat::{BOUNDS, Seat, Ticket};
 use super::segment::{Spares, Store};
 use super::writer::Writer;
-use super::{OpenError, Report, Trust, recover, standby, verify};
+use super::{OnDamage, OpenError, Report, Trust, recover, standby, verify};
 use crate::addr::{Destination, Peer};
 use crate::clock::{self, Id};
-use crate::config::typed::Durability;
+use crate::config::typed::{Durability, Retain};
 use crate::disk::Disk;
 use crate::disk::memory::{Fault, Memory, Torn};
 use crate::outcome::{Outcome, Refusal};
@@ -34,6 +35,7 @@ use crate::record::{After, Before, Denied, Dial};
 use crate::telemetry::{Metrics, Way};
 
 mod crowd;
+mod keeping;
 mod mishaps;
 mod proofs;
 mod takeover;
@@ -46,6 +48,14 @@ const SEAL_EVERY: Duration = Duration::from_secs(3);
 const PATIENCE: Patience = Patience {
     budget: BUDGET,
     stall_after: BUDGET,
+};
+
+const RULES: Rules = Rules {
+    retain: Retain {
+        days: 1,
+        max_bytes: None,
+    },
+    min_free: 0,
 };
 
 /// A journal without threads.
@@ -109,17 +119,25 @@ impl House {
 
     /// On the disks of `stores`, primary first.
     fn open_on(stores: Vec<Store>, patience: Patience) -> Result<Self, OpenError> {
+        Self::open_despite(OnDamage::Refuse, stores, patience)
+    }
+
+    fn open_despite(
+        on_damage: OnDamage,
+        stores: Vec<Store>,
+        patience: Patience,
+    ) -> Result<Self, OpenError> {
         standby::bond(&stores[PRIMARY], stores.get(PRIMARY + 1))?;
-        let recovered = recover::recover(&stores)?;
+        let recovered = recover::recover(&stores, on_damage)?;
         let board = Arc::new(Board::new(patience));
-        let seats = super::make_seats(&board, BOUNDS, 0);
+        let seats = super::start::make_seats(&board, BOUNDS, 0);
         let metrics = Arc::new(Metrics::new());
         // A thread of its own keeps the keys, which may hang with the primary; there is none here.
-        let (vault, key) = Vault::recover(stores.last().unwrap(), &recovered)?;
+        let (vault, key) = Vault::recover(stores.last().unwrap(), &stores, &recovered)?;
         let edge = recovered.tail.edge.clone();
         let sealer = Sealer::new(edge, key, Keys::Here(vault), Vec::new(), SEAL_EVERY);
         let dirs = stores.iter().map(|store| store.dir.clone());
-        let (office, calls) = Office::open(&board, &seats, metrics, dirs);
+        let (office, calls) = Office::open(&board, &seats, metrics, RULES, dirs);
         let device = |store: &Store| Device::new(store.clone(), Spares::here(store.clone()));
         let writer = |(at, store)| Writer::new(&office, at, device(store));
         let mut writers: Vec<_> = stores.iter().enumerate().map(writer).map(Some).collect();

@@ -181,7 +181,6 @@ fn config(at: [SocketAddr; 2], hosts: Vec<HostPattern>) -> Config {
             durability: Durability::Sync,
             on_failure: OnFailure::Refuse,
             wait_budget: second,
-            standby_dir: None,
             stall_after: second,
             segment_bytes: 1 << 20,
             seal_every: Duration::from_secs(1),
@@ -189,6 +188,7 @@ fn config(at: [SocketAddr; 2], hosts: Vec<HostPattern>) -> Config {
             receipt_key: None,
             query_values: Vec::new(),
             secret_paths: Vec::new(),
+            ..Audit::default()
         },
         limits: Default::default(),
         ingress: vec![ingress],

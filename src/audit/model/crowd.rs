@@ -3,12 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{PATIENCE, dial, lines, store, whole};
+use super::{PATIENCE, RULES, dial, lines, store, whole};
 
 use crate::addr::Destination;
 use crate::audit::board::Patience;
+use crate::audit::seal::Sealing;
 use crate::audit::seat::{BOUNDS, Bounds};
-use crate::audit::{Admitted, Journal, Rules, Sealing, Trouble};
+use crate::audit::start::{Plan, start};
+use crate::audit::{Admitted, Journal, OnDamage, Trouble};
 use crate::clock::{self, Id};
 use crate::config::typed::OnFailure;
 use crate::disk::memory::Memory;
@@ -32,16 +34,21 @@ fn journal(
     let mut store = store(memory);
     store.segment_bytes = 1 << 20;
     let metrics = Arc::new(Metrics::new());
-    let stores = vec![store];
-    let rules = Rules {
+    let plan = Plan {
+        primary: store,
+        standby: None,
         patience,
-        bounds,
+        rules: RULES,
         sealing: Sealing {
             every: Duration::from_millis(100),
             anchors: Vec::new(),
         },
+        bounds,
+        workers,
+        on_damage: OnDamage::Refuse,
     };
-    let journal = Journal::start(dir.path(), stores, rules, workers, metrics).unwrap();
+    let desk = start(dir.path(), plan, metrics).unwrap();
+    let journal = Journal(Arc::new(desk));
     (journal, dir)
 }
 

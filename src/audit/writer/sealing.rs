@@ -64,10 +64,10 @@ impl Writer {
         if let Err(Halt::Failed(error)) = self.seal_segment() {
             tracing::warn!(%error, "audit segment could not be sealed; the next one seals its records");
         }
-        self.call(|device| {
-            device.close();
-            Ok(())
-        })
+        if let Some(lost) = self.call(|device| Ok(device.close()))? {
+            self.tell_lost(&lost);
+        }
+        Ok(())
     }
 
     /// Puts what was written last into the tree.

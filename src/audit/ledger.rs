@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use super::board::Board;
 use super::epochs::Epochs;
 use super::frame;
-use super::receipt::Mark;
+use super::receipt::{Mark, Wanted};
 use super::seal::Sealer;
-use super::seat::{Queues, Seat, Wanted};
+use super::seat::{Queues, Seat};
 use crate::clock;
 use crate::record::Event;
 

@@ -106,7 +106,7 @@ impl Writer {
             sealer.sealed(&made, &self.device.framed);
         }
         self.device.forget();
-        self.office.metrics.journal_seals.inc();
+        self.office.metrics.seals.durable.inc();
         Ok(())
     }
 }

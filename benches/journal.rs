@@ -263,6 +263,7 @@ fn open(side: Side, folder: &Path, metrics: &Arc<Metrics>) -> Result<Journal> {
         segment_bytes: SEGMENT_BYTES,
         seal_every: Duration::from_secs(1),
         anchors: Vec::new(),
+        receipt_key: None,
         query_values: Vec::new(),
         secret_paths: Vec::new(),
         ..Audit::default()

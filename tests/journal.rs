@@ -29,6 +29,7 @@ fn settings() -> Audit {
         segment_bytes: 1 << 20,
         seal_every: Duration::from_secs(1),
         anchors: Vec::new(),
+        receipt_key: None,
         query_values: Vec::new(),
         secret_paths: Vec::new(),
         ..Audit::default()

@@ -180,7 +180,7 @@ impl House {
         let (id, seat) = (Id::new(), &self.seats[0]);
         let destination = Destination::parse("db.example.com:5432").unwrap();
         let encode = |out: &mut Vec<u8>| Before::Dial(&dial(&destination)).encode(id, 0, out);
-        if let Some(ticket) = seat.begin(clock::now(), Waker::noop(), encode) {
+        if let Some(ticket) = seat.begin(clock::now(), Waker::noop(), None, encode) {
             self.entries.push(Asker {
                 id,
                 ticket,

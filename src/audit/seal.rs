@@ -15,10 +15,11 @@ use super::frame;
 use super::keys::{Keys, Vault};
 use super::note::{SigningKey, VerifierKey, read_hashes, show_hashes};
 use super::opening::OpenError;
+use super::receipt::Mark;
 use super::recover::{Recovered, fact};
 use super::seat::Seat;
 use super::segment::Store;
-use super::tree::{self, Edge, Hash};
+use super::tree::{self, Edge};
 use crate::clock;
 use crate::config::typed::Anchor as Place;
 use crate::record::Seal;
@@ -127,13 +128,14 @@ impl Sealer {
         }
     }
 
-    /// Takes framed lines that are durable. `leaves` gets the leaf of each, if somebody asks.
-    pub(super) fn add(&mut self, framed: &[u8], mut leaves: Option<&mut Vec<Hash>>) {
+    /// Takes framed lines that are durable. `marks` gets the place of each, if somebody asks.
+    pub(super) fn add(&mut self, framed: &[u8], mut marks: Option<&mut Vec<Mark>>) {
         for line in framed.split(|b| *b == b'\n').filter(|l| !l.is_empty()) {
             let leaf = tree::leaf(line);
             self.edge.push(leaf);
-            if let Some(leaves) = &mut leaves {
-                leaves.push(leaf);
+            if let Some(marks) = &mut marks {
+                let seq = self.edge.size();
+                marks.push(Mark { seq, leaf });
             }
         }
     }

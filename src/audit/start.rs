@@ -92,6 +92,7 @@ pub(super) fn start(
     let seats = make_seats(&board, plan.bounds, plan.workers);
     let shared = seats.last().cloned();
     let sealer = Sealer::open(&plan.primary, &recovered, plan.sealing, shared, &metrics)?;
+    let log_id = sealer.log_id().into();
     let dirs = stores.iter().map(|store| store.dir.clone());
     let (office, calls) = Office::open(&board, &seats, metrics, plan.rules, dirs);
     let keeper = Keeper::new(&office, stores.clone());
@@ -117,6 +118,7 @@ pub(super) fn start(
         office,
         seats,
         tag_key,
+        log_id,
         written: Mutex::new(Some(written)),
         _lock: lock,
     })

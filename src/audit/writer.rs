@@ -174,6 +174,7 @@ impl Writer {
             let (count, bytes) = batch.frame(*next, room, &mut self.device.framed);
             self.append(count)?;
             self.ledger.batch.advance(bytes);
+            self.absorb_batch();
         }
         if !self.device.has_segment() {
             self.turn_over()?;

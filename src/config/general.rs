@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -155,6 +155,7 @@ impl Default for Audit {
             segment_bytes: DEFAULT_SEGMENT_BYTES,
             seal_every: SECOND,
             anchors: Vec::new(),
+            receipt_key: None,
             min_free: DEFAULT_MIN_FREE_BYTES,
             retain: Retain {
                 days: DEFAULT_RETAIN_DAYS,
@@ -167,7 +168,7 @@ impl Default for Audit {
 }
 
 /// `[audit]`
-pub(super) fn audit(root: &Table<'_>) -> Audit {
+pub(super) fn audit(root: &Table<'_>, folder: &Path) -> Audit {
     let mut audit = Audit::default();
     let Some(table) = root.table("audit") else {
         return audit;
@@ -204,6 +205,7 @@ pub(super) fn audit(root: &Table<'_>) -> Audit {
         audit.seal_every,
     );
     audit.anchors = seals::anchors(&table);
+    audit.receipt_key = seals::receipt_key(&table, folder);
     audit.query_values = names(table.value("query_values"), &|text| {
         if text.is_empty() || text.contains(['&', '=', '#']) {
             let mend = r#"write the name of a query parameter alone, as in "page""#;

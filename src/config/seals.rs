@@ -1,13 +1,48 @@
 //! `[[audit.anchor]]` and `[audit.receipt]`: how others can check the log.
 
-use std::path::PathBuf;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
 
 use super::raw::{Table, Value};
-use super::typed::Anchor;
+use super::typed::{Anchor, Password};
 
 const ANCHORS_MAX: usize = 8;
 /// 0 to 2 are standard input, output and error.
 const DESCRIPTORS: std::ops::RangeInclusive<u32> = 3..=1023;
+
+const KEY_BYTES_MIN: usize = 32;
+const KEY_BYTES_MAX: usize = 1024;
+
+/// `[audit.receipt]`
+pub(super) fn receipt_key(audit: &Table<'_>, folder: &Path) -> Option<Password> {
+    let table = audit.table("receipt")?;
+    let Some(value) = table.value("key_file") else {
+        table.missing(
+            "key_file",
+            r#"add `key_file = "FILE"`, which the upstream has too"#,
+        );
+        return None;
+    };
+    let path = folder.join(value.text()?);
+    let mut bytes = Vec::new();
+    let read = std::fs::File::open(&path)
+        .and_then(|file| file.take(2 * KEY_BYTES_MAX as u64).read_to_end(&mut bytes));
+    if let Err(error) = read {
+        let problem = format!("cannot read {}: {error}", path.display());
+        value.wrong(problem, "check the path and its permissions");
+        return None;
+    }
+    let key = bytes.trim_ascii();
+    if !(KEY_BYTES_MIN..=KEY_BYTES_MAX).contains(&key.len()) {
+        let problem = format!(
+            "{} does not hold a key of {KEY_BYTES_MIN} bytes or more",
+            path.display()
+        );
+        value.wrong(problem, "make one with `openssl rand -hex 32`");
+        return None;
+    }
+    Some(Password(key.into()))
+}
 
 /// `[[audit.anchor]]`
 pub(super) fn anchors(audit: &Table<'_>) -> Vec<Anchor> {

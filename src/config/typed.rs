@@ -112,6 +112,8 @@ pub struct Audit {
     /// Records are sealed after this time at the latest.
     pub seal_every: Duration,
     pub anchors: Vec<Anchor>,
+    /// What receipts are made with; there whenever a route gives them.
+    pub receipt_key: Option<Password>,
     /// Names of query parameters whose values are written as they are.
     pub query_values: Vec<String>,
     /// Path patterns whose `*` segments are secrets, as in `/invitations/*`.
@@ -215,6 +217,8 @@ pub struct Route {
     /// Bytes of a request body; `None`: unbounded.
     pub max_body: Option<u64>,
     pub on_failure: OnFailure,
+    /// Whether forwarded requests carry a receipt.
+    pub receipt: bool,
 }
 
 /// A host name, or `*.` and a name for everything below it.
@@ -283,7 +287,7 @@ pub struct EgressClient {
     pub password: Option<Password>,
 }
 
-/// A password that does not show itself.
+/// A password or key that does not show itself.
 #[derive(Clone, Eq, PartialEq)]
 pub struct Password(pub Box<[u8]>);
 

@@ -1,12 +1,19 @@
 //! Proofs about a small log: of every record, from every part of the log that is enough; and none that was altered.
 
 use std::slice::from_ref;
+use std::sync::{Arc, OnceLock};
+use std::task::Waker;
 
-use super::lines;
 use super::tamper::{closed_log, first_key};
+use super::{HERE, House, denied, dial, lines};
+use crate::addr::Destination;
+use crate::audit::frame::Kind;
 use crate::audit::proof::{Disproof, Proof, Proven};
 use crate::audit::prove::{ProveError, prove_growth_in, prove_in};
-use crate::audit::{frame, seal};
+use crate::audit::{frame, seal, tree};
+use crate::clock::{self, Id};
+use crate::disk::memory::Memory;
+use crate::record::Before;
 
 #[test]
 fn every_record_is_proven_to_who_holds_the_first_key() {
@@ -69,7 +76,7 @@ fn every_seal_is_the_beginning_of_the_last_and_of_no_other_log() {
     let (_, other) = closed_log();
     let sealed = lines
         .iter()
-        .filter(|line| frame::check(line).unwrap().kind == frame::Kind::Seal);
+        .filter(|line| frame::check(line).unwrap().kind == Kind::Seal);
     let mut count = 0;
     for note in sealed.map(|line| seal::note(line).unwrap()) {
         let proof = prove_growth_in(from_ref(&store), &note, None).unwrap();
@@ -99,4 +106,35 @@ fn every_seal_is_the_beginning_of_the_last_and_of_no_other_log() {
         count += 1;
     }
     assert!(count > 3);
+}
+
+#[test]
+fn a_mark_is_the_place_and_the_leaf_of_the_line_on_disk() {
+    let memory = Memory::default();
+    let mut house = House::open(&memory).unwrap();
+    let mut marks = Vec::new();
+    for round in 0..12 {
+        house.ask(); // without a mark
+        house.seats[0].deny(&denied(HERE.ip()), house.now, 0);
+        for _ in 0..round % 4 {
+            let (id, mark) = (Id::new(), Arc::new(OnceLock::new()));
+            let destination = Destination::parse("db.example.com:5432").unwrap();
+            let encode = |out: &mut Vec<u8>| Before::Dial(&dial(&destination)).encode(id, 0, out);
+            let now = clock::now();
+            house.seats[0].begin(now, Waker::noop(), Some(&mark), encode);
+            marks.push((id, mark));
+        }
+        house.turn();
+        assert!(marks.iter().all(|(_, mark)| mark.get().is_some()));
+    }
+    assert!(house.store().segments().unwrap().len() > 3);
+    let lines = lines(&house.stores);
+    for (id, mark) in marks {
+        let mark = mark.get().unwrap();
+        let line = &lines[usize::try_from(mark.seq).unwrap() - 1];
+        let Kind::Before(there, _) = frame::check(line).unwrap().kind else {
+            panic!("{mark:?}");
+        };
+        assert_eq!((there, mark.leaf), (id, tree::leaf(line)));
+    }
 }

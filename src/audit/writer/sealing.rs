@@ -6,6 +6,7 @@
 use std::time::{Duration, Instant};
 
 use super::{Halt, Relieved, Writer};
+use crate::audit::ledger::Ledger;
 use crate::clock;
 
 impl Writer {
@@ -71,10 +72,23 @@ impl Writer {
 
     /// Puts what was written last into the tree.
     pub(super) fn absorb(&mut self) {
+        self.absorb_lines(false);
+    }
+
+    /// As [`Self::absorb`], for lines of the batch: who waits for one may want to know its place.
+    pub(super) fn absorb_batch(&mut self) {
+        if self.ledger.batch.marks().is_some() {
+            self.absorb_lines(true);
+        }
+    }
+
+    fn absorb_lines(&mut self, of_batch: bool) {
+        let Ledger { sealer, batch, .. } = &mut self.ledger;
         if std::mem::take(&mut self.fresh)
-            && let Some(sealer) = &mut self.ledger.sealer
+            && let Some(sealer) = sealer
         {
-            sealer.add(&self.device.framed, None);
+            let marks = batch.marks().filter(|_| of_batch);
+            sealer.add(&self.device.framed, marks);
             debug_assert_eq!(sealer.size() + 1, self.ledger.next);
             self.device.forget();
         }

@@ -194,15 +194,8 @@ impl Metrics {
             sessions: per_way(&sessions),
             accepted: WAYS.map(|w| one(&accepted, WayLabel { way: w.as_str() })),
             bytes: WAYS.map(|w| {
-                ["in", "out"].map(|direction| {
-                    one(
-                        &bytes,
-                        FlowLabels {
-                            way: w.as_str(),
-                            direction,
-                        },
-                    )
-                })
+                let way = w.as_str();
+                ["in", "out"].map(|direction| one(&bytes, FlowLabels { way, direction }))
             }),
             journal_sync_seconds: Histogram::new(exponential_buckets(0.000_05, 2.0, 18)),
             fixed_address: ["ipv4", "ipv6"].map(|f| one(&family, FamilyLabel { family: f })),

@@ -8,7 +8,7 @@
 
 use std::cell::Cell;
 use std::collections::VecDeque;
-use std::mem;
+
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -21,9 +21,10 @@ use super::denials::Denials;
 use super::epochs::Epochs;
 use super::receipt::{Mark, Wanted};
 use crate::clock;
-use crate::record::{AFTER_BYTES_MAX, Denied, DeniedCount, RECORD_BYTES_MAX};
+use crate::record::{AFTER_BYTES_MAX, Denied, RECORD_BYTES_MAX};
 use crate::workers;
 
+mod collect;
 mod release;
 
 /// What one seat holds at most. A value, so that a test can have less.
@@ -295,55 +296,6 @@ impl Seat {
         } else if self.mark.load(Ordering::Relaxed) < to {
             self.mark.fetch_max(to, Ordering::AcqRel);
         }
-    }
-
-    /// Called by the writer: swaps what waits with the empty `queues`, and gives the last ticket in it.
-    pub(super) fn take(&self, queues: &mut Queues) -> u64 {
-        let mut inside = self.lock();
-        mem::swap(&mut inside.queues, queues);
-        inside.issued
-    }
-
-    /// Called by the writer: gives out the counted denials.
-    pub(super) fn take_denials(&self, out: &mut Vec<DeniedCount>) {
-        out.extend(self.lock().denials.drain());
-    }
-
-    /// Called by the writer: everything up to ticket `upto` and all of `ended` is durable.
-    pub(super) fn publish(&self, upto: u64, ended: &mut Epochs) {
-        self.lock().open.subtract(ended);
-        self.durable.store(upto, Ordering::Release);
-        self.wake();
-    }
-
-    /// Called by the writer: nobody who waits now gets a durable record in time. Gives how many were told.
-    pub(super) fn fail(&self) -> u64 {
-        let inside = self.lock();
-        self.failed.store(inside.issued, Ordering::Release);
-        let told = inside.waiting.len() as u64;
-        drop(inside);
-        self.wake();
-        told
-    }
-
-    /// Called by the writer: takes no more records. Gives whether any had come since the last look, and how many
-    /// entries are open.
-    pub(super) fn close(&self) -> (bool, u64) {
-        let mut inside = self.lock();
-        let Queues {
-            intentions,
-            endings,
-            notes,
-            ..
-        } = &inside.queues;
-        let empty = intentions.is_empty() && endings.is_empty() && notes.is_empty();
-        inside.closed = empty;
-        (empty, inside.open.total())
-    }
-
-    /// The oldest segment that holds an open entry.
-    pub(super) fn oldest(&self) -> Option<u64> {
-        self.lock().open.oldest()
     }
 
     pub(super) fn is_shared(&self) -> bool {

@@ -36,14 +36,17 @@ mod ledger;
 mod model;
 mod office;
 mod opening;
+mod order;
 mod recover;
 mod scan;
 mod search;
 mod seat;
 mod segment;
+mod standby;
 mod verify;
 mod writer;
 
+pub use board::Trouble;
 use board::{Board, Patience};
 use device::Device;
 use ledger::{Batch, Ledger};
@@ -99,17 +102,22 @@ impl Journal {
         seats: usize,
         metrics: Arc<Metrics>,
     ) -> Result<Self, OpenError> {
-        let store = Store {
+        let dirs = [state_dir.join("audit")].into_iter();
+        let store = |dir| Store {
             disk: Disk::Machine,
-            dir: state_dir.join("audit"),
+            dir,
             segment_bytes: settings.segment_bytes,
             durability: settings.durability,
         };
+        let stores: Vec<_> = dirs
+            .chain(settings.standby_dir.clone())
+            .map(store)
+            .collect();
         let patience = Patience {
             budget: settings.wait_budget,
             stall_after: settings.stall_after,
         };
-        Self::start(state_dir, vec![store], patience, seats, BOUNDS, metrics)
+        Self::start(state_dir, stores, patience, seats, BOUNDS, metrics)
     }
 
     /// The log in the directories of `stores`: the primary, and the standby if there is one.
@@ -127,8 +135,17 @@ impl Journal {
         for store in &stores {
             store.make_dir(&store.dir)?;
         }
+        if let [primary, standby] = &stores[..]
+            && primary.is_beside(standby)
+        {
+            tracing::warn!(
+                dir = %standby.dir.display(),
+                "`audit.standby_dir` is on the same device as the state directory: it fails and hangs with it"
+            );
+        }
+        standby::bond(primary, stores.get(PRIMARY + 1))?;
         let tag_key = opening::tag_key(primary)?;
-        let recovered = recover::recover(primary)?;
+        let recovered = recover::recover(&stores)?;
         let board = Arc::new(Board::new(patience));
         let seats = make_seats(&board, bounds, workers);
         let dirs = stores.iter().map(|store| store.dir.clone());
@@ -255,9 +272,9 @@ impl Journal {
         }
     }
 
-    /// Whether records can be made durable at present.
-    pub fn healthy(&self) -> bool {
-        self.0.board.is_healthy()
+    /// Why records cannot be made durable at present; `None` if they can.
+    pub fn trouble(&self) -> Option<Trouble> {
+        self.0.board.trouble()
     }
 
     /// Writes everything that was handed over, closes the segment and stops. Blocks, at most for ten seconds. What is

@@ -57,6 +57,15 @@ impl Disk {
         }
     }
 
+    /// The number of the device that `path` is on.
+    pub(crate) fn device(&self, path: &Path) -> io::Result<u64> {
+        match self {
+            Self::Machine => Ok(std::fs::metadata(path)?.dev()),
+            #[cfg(test)]
+            Self::Memory(memory) => Ok(memory.device()),
+        }
+    }
+
     /// The names of the files in `dir`, sorted.
     pub(crate) fn names(&self, dir: &Path) -> io::Result<Vec<String>> {
         match self {

@@ -211,6 +211,7 @@ fn unchangeable(old: &Config, new: &Config) -> Vec<Remark> {
     if was.wait_budget == will.wait_budget {
         same("audit.stall_after", &was.stall_after, &will.stall_after);
     }
+    same("audit.standby_dir", &was.standby_dir, &will.standby_dir);
     same("audit.segment", &was.segment_bytes, &will.segment_bytes);
     remarks
 }

@@ -129,7 +129,7 @@ fn the_full_example_has_every_key() {
 #[test]
 fn the_full_example_tells_the_true_defaults() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/full.toml");
-    let (full, _) = config::load(&path).unwrap();
+    let (mut full, _) = config::load(&path).unwrap();
     let (small, _) = accepted(&format!("{SMALLEST}[egress]\nfixed = '192.0.2.1'"));
     let same = |a: &dyn std::fmt::Debug, b: &dyn std::fmt::Debug| {
         assert_eq!(format!("{a:?}"), format!("{b:?}"));
@@ -137,6 +137,9 @@ fn the_full_example_tells_the_true_defaults() {
     same(&full.process, &small.process);
     same(&full.admin, &small.admin);
     same(&full.log, &small.log);
+    // The one key of `[audit]` that has none.
+    let standby = full.audit.standby_dir.take();
+    assert_eq!(standby, Some("/mnt/other/tollgate".into()));
     same(&full.audit, &small.audit);
     let (last, only) = (&full.ingress[0].routes[1], &small.ingress[0].routes[0]);
     same(&last.timeouts, &only.timeouts);
@@ -679,10 +682,6 @@ token_file = 'x'
 [audit]
 retain = { days = 1 }
 # audit.retain | remove closed segments yourself once they are copied away
-
-[audit]
-standby_dir = 'x'
-# audit.standby_dir | watch the free space of `state_dir`
 
 [audit]
 seal_every = '1s'

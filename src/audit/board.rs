@@ -58,6 +58,29 @@ pub(super) struct Counts {
     pub(super) events_lost: AtomicU64,
 }
 
+/// Why records cannot be made durable.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Trouble {
+    Closing,
+    /// The last write failed.
+    Failing,
+    /// A call to the disk does not return.
+    Hanging,
+}
+
+impl Trouble {
+    /// In one line, with the mend.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Closing => "the audit log is closed",
+            Self::Failing => "the audit log cannot be written; look at the state directory's disk",
+            Self::Hanging => {
+                "the audit log's disk hangs; look at the state directory's disk, and give `audit.standby_dir` another one"
+            }
+        }
+    }
+}
+
 impl Board {
     pub(super) fn new(patience: Patience) -> Self {
         Self {
@@ -152,9 +175,17 @@ impl Board {
         self.down.store(down, Ordering::SeqCst);
     }
 
-    /// Whether records can be made durable: the last write did not fail, and none hangs.
-    pub(super) fn is_healthy(&self) -> bool {
-        !self.down.load(Ordering::SeqCst) && self.stalled().is_none() && !self.is_closing()
+    /// Why records cannot be made durable at present.
+    pub(super) fn trouble(&self) -> Option<Trouble> {
+        if self.is_closing() {
+            Some(Trouble::Closing)
+        } else if self.down.load(Ordering::SeqCst) {
+            Some(Trouble::Failing)
+        } else if self.stalled().is_some() {
+            Some(Trouble::Hanging)
+        } else {
+            None
+        }
     }
 
     pub(super) fn set_segment(&self, first: u64) {

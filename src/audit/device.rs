@@ -17,6 +17,8 @@ pub(super) struct Device {
     pub(super) framed: Vec<u8>,
 }
 
+/// The file with which it is seen whether a device works again.
+const PROBE: &str = "probe";
 /// A buffer larger than this is given back after use.
 const KEPT_BYTES_MAX: usize = 4 << 20;
 
@@ -77,6 +79,20 @@ impl Device {
             tracing::warn!(file = %segment.path().display(), error = %why, "audit segment given up");
             segment.abandon(&self.store).ok(); // recovery and `verify` cope with what it leaves
         }
+    }
+
+    /// Whether it can be used: a small file is made, on the device, and removed; and there is a spare.
+    pub(super) fn probe(&mut self) -> io::Result<()> {
+        let (disk, dir) = (&self.store.disk, &self.store.dir);
+        let path = dir.join(PROBE);
+        match disk.remove(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        disk.create_with(&path, PROBE.as_bytes())?;
+        disk.remove(&path)?;
+        disk.sync_dir(dir)?;
+        self.spares.ready()
     }
 
     /// Gives up the segment if its name does not lead to it any more, and says what its name was.

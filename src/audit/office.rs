@@ -162,7 +162,7 @@ impl Office {
         let mut told = false;
         while !self.board.has_ended() {
             thread::sleep(every);
-            let healthy = self.board.is_healthy();
+            let healthy = self.board.trouble().is_none();
             self.metrics.journal_healthy.set(i64::from(healthy));
             let stalled = self.board.stalled();
             if stalled.is_none() {

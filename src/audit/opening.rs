@@ -36,6 +36,27 @@ pub enum OpenError {
         "{path} is locked by another process; stop it, or give this one its own `process.state_dir`"
     )]
     Locked { path: PathBuf },
+    /// Two segments begin with the same record, and hold more than that.
+    #[error(
+        "{file} and a file in another directory of the log both hold record {first} and later ones; one is a copy: move it out"
+    )]
+    Rivals { file: PathBuf, first: u64 },
+    /// The configured standby directory is another one than before, or not mounted.
+    #[error(
+        "{dir} is not the standby directory that this log has used before; mount that one, or, if it is lost for good, remove \
+         {file} (`tollgate audit verify` will then report the records that were in it as missing)"
+    )]
+    StandbyForeign { dir: PathBuf, file: PathBuf },
+    /// None is configured any more, but there was one.
+    #[error(
+        "this log has a standby directory, {dir}, which may hold records; set `audit.standby_dir` to it, or move its files \
+         (*.jsonl) into {primary} and remove {file}"
+    )]
+    StandbyLeft {
+        dir: PathBuf,
+        primary: PathBuf,
+        file: PathBuf,
+    },
     /// The file with the key of the tags is not one.
     #[error(
         "{path} does not hold a key of 32 bytes; restore it from a copy, or remove it to begin a new one (values in old \

@@ -6,9 +6,11 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::path::Path;
 
 use super::OpenError;
 use super::frame::{Kind, Line};
+use super::order::{Order, Placed, Rival, order};
 use super::scan::{self, Found};
 use super::segment::{Name, Store};
 use crate::clock::Id;
@@ -29,33 +31,36 @@ pub(super) struct Recovered {
     pub(super) events: Vec<Event>,
 }
 
-pub(super) fn recover(store: &Store) -> Result<Recovered, OpenError> {
-    let failed = |error| OpenError::io(&store.dir, "read", error);
-    store.remove_spare().map_err(failed)?;
-    let segments = store.segments().map_err(failed)?;
-    let since = open_since(store, &segments).map_err(failed)?;
+/// Reads what is in the directories of `stores`, primary first.
+pub(super) fn recover(stores: &[Store]) -> Result<Recovered, OpenError> {
+    for store in stores {
+        let failed = |error| OpenError::io(&store.dir, "read", error);
+        store.remove_spare().map_err(failed)?;
+    }
+    let here = stores.first().map_or(Path::new(""), |store| &store.dir);
+    let failed = |error| OpenError::io(here, "read", error);
+    let Order { segments, rivals } = order(stores).map_err(failed)?;
+    let since = open_since(stores, &segments).map_err(failed)?;
     let mut recovered = Recovered {
-        next: segments.first().map_or(1, |name| name.first),
+        next: segments.first().map_or(1, |segment| segment.name.first),
         since,
         ..Recovered::default()
     };
-    let unclosed = segments.iter().position(|name| !name.closed);
+    for (store, rival) in rivals.iter().filter_map(|r| Some((stores.get(r.at)?, r))) {
+        recovered.set_aside(store, rival)?;
+    }
+    let unclosed = segments.iter().position(|segment| !segment.name.closed);
     let begin = segments
-        .partition_point(|name| name.first < since)
+        .partition_point(|segment| segment.name.first < since)
         .min(unclosed.unwrap_or(usize::MAX));
-    for (at, name) in segments.iter().enumerate().skip(begin) {
-        let limit = segments.get(at + 1).map_or(u64::MAX, |next| next.first);
-        if at > begin && name.first != recovered.next {
-            recovered.gap(*name);
+    for (at, segment) in segments.iter().enumerate().skip(begin) {
+        let Some(store) = stores.get(segment.at) else {
+            continue;
+        };
+        if at > begin && segment.name.first != recovered.next {
+            recovered.gap(segment.name);
         }
-        let open = &mut recovered.open;
-        let found = scan::scan(store, *name, limit, |line, _| follow(open, line))
-            .map_err(|error| OpenError::io(&store.path(*name), "read", error))?;
-        refuse_damage(store, *name, &found)?;
-        recovered.next = found.next;
-        if !name.closed {
-            recovered.close(store, *name, &found)?;
-        }
+        recovered.read(store, segment)?;
     }
     if !recovered.open.is_empty() {
         let count = recovered.open.len().to_string();
@@ -65,9 +70,12 @@ pub(super) fn recover(store: &Store) -> Result<Recovered, OpenError> {
 }
 
 /// The first number of the oldest segment that may hold an open entry: named by the newest segment that has a record.
-fn open_since(store: &Store, segments: &[Name]) -> io::Result<u64> {
-    for name in segments.iter().rev() {
-        let mut pieces = scan::Pieces::open(store, *name)?;
+fn open_since(stores: &[Store], segments: &[Placed]) -> io::Result<u64> {
+    for segment in segments.iter().rev() {
+        let Some(store) = stores.get(segment.at) else {
+            continue;
+        };
+        let mut pieces = scan::Pieces::open(store, segment.name)?;
         let since =
             pieces
                 .next()?
@@ -110,6 +118,39 @@ fn refuse_damage(store: &Store, name: Name, found: &Found) -> Result<(), OpenErr
 }
 
 impl Recovered {
+    /// Goes through one segment; closes it if it is open.
+    fn read(&mut self, store: &Store, segment: &Placed) -> Result<(), OpenError> {
+        let (name, open) = (segment.name, &mut self.open);
+        let found = scan::scan(store, name, segment.limit, |line, _| follow(open, line))
+            .map_err(|error| OpenError::io(&store.path(name), "read", error))?;
+        refuse_damage(store, name, &found)?;
+        self.next = found.next;
+        if !name.closed {
+            self.close(store, name, &found)?;
+        }
+        Ok(())
+    }
+
+    /// Moves a segment to quarantine whose only record stands in another one too.
+    fn set_aside(&mut self, store: &Store, rival: &Rival) -> Result<(), OpenError> {
+        let file = store.path(rival.name);
+        if !rival.is_superseded() {
+            let first = rival.name.first;
+            return Err(OpenError::Rivals { file, first });
+        }
+        let dir = store.quarantine();
+        let copy = format!("{}.0.{}", rival.name.text(), Id::new());
+        store
+            .disk
+            .make_dir(&dir)
+            .and_then(|()| store.disk.rename(&file, &dir.join(&copy)))
+            .and_then(|()| store.disk.sync_dir(&dir))
+            .and_then(|()| store.disk.sync_dir(&store.dir))
+            .map_err(|error| OpenError::io(&file, "quarantine", error))?;
+        self.event("superseded", vec![("file", copy)]);
+        Ok(())
+    }
+
     /// Closes a segment that was left open; what is behind its last whole line goes to quarantine.
     fn close(&mut self, store: &Store, name: Name, found: &Found) -> Result<(), OpenError> {
         let path = store.path(name);

@@ -13,8 +13,9 @@ use serde::Deserialize;
 
 use super::frame;
 use super::opening::{self, OpenError};
+use super::order::{Placed, order};
 use super::scan::Pieces;
-use super::verify::store;
+use super::verify::{store, stores};
 use crate::clock::Id;
 
 /// What a record must be to match: everything that is given.
@@ -61,12 +62,13 @@ pub fn search(
     filter: &Filter,
     mut found: impl FnMut(&[u8]) -> io::Result<()>,
 ) -> io::Result<u64> {
-    let store = store(dir);
-    let segments = store.segments()?;
+    let stores = stores(dir)?;
     let mut count = 0;
-    for (at, name) in segments.iter().enumerate() {
-        let limit = segments.get(at + 1).map_or(u64::MAX, |next| next.first);
-        let mut pieces = Pieces::open(&store, *name)?;
+    for Placed { at, name, limit } in order(&stores)?.segments {
+        let Some(store) = stores.get(at) else {
+            continue;
+        };
+        let mut pieces = Pieces::open(store, name)?;
         while let Some(piece) = pieces.next()? {
             if filter.limit.is_some_and(|most| count >= most) {
                 return Ok(count);

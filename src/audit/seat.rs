@@ -146,7 +146,7 @@ impl Seat {
         let full = inside.queues.intentions.len() + RECORD_BYTES_MAX
             > self.bounds.intention_bytes_max
             || inside.open.total() >= self.bounds.open_max;
-        if full || inside.closed || !self.board.is_healthy() {
+        if full || inside.closed || self.board.trouble().is_some() {
             return None;
         }
         encode(&mut inside.queues.intentions);

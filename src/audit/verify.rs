@@ -11,9 +11,11 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::frame::{Kind, Line};
+use super::order::{Order, Placed, order};
 use super::recover::fact;
 use super::scan::{self, Found, Place};
 use super::segment::{Name, Store};
+use super::standby;
 use crate::clock::Id;
 use crate::config::typed::Durability;
 use crate::disk::Disk;
@@ -57,7 +59,14 @@ struct Check {
 
 /// Checks the log of a state directory, or a directory of copied segments. An error is one of reading.
 pub fn verify(dir: &Path) -> io::Result<Report> {
-    check(&store(dir))
+    check(&stores(dir)?)
+}
+
+/// The directories of a log: `dir/audit` or `dir` itself, and the standby that it names, if that can be reached.
+pub(super) fn stores(dir: &Path) -> io::Result<Vec<Store>> {
+    let primary = store(dir);
+    let standby = standby::of(&primary)?;
+    Ok([primary].into_iter().chain(standby).collect())
 }
 
 /// The segments in `dir/audit`, or in `dir` itself.
@@ -75,22 +84,31 @@ pub(super) fn store(dir: &Path) -> Store {
     }
 }
 
-pub(super) fn check(store: &Store) -> io::Result<Report> {
-    let segments = store.segments()?;
+pub(super) fn check(stores: &[Store]) -> io::Result<Report> {
+    let Order { segments, rivals } = order(stores)?;
     let mut check = Check::default();
-    let mut next = segments.first().map_or(1, |name| name.first);
+    let mut next = segments.first().map_or(1, |segment| segment.name.first);
     check.report.first_seq = next;
-    for (at, name) in segments.iter().enumerate() {
-        let limit = segments.get(at + 1).map_or(u64::MAX, |name| name.first);
-        let file = store.path(*name);
+    for (store, rival) in rivals.iter().filter_map(|r| Some((stores.get(r.at)?, r))) {
+        if !rival.is_superseded() {
+            let what = "another file holds the same records: one is a copy".to_owned();
+            let place = Place { offset: 0, line: 1 };
+            check.problem(&store.path(rival.name), place, what);
+        }
+    }
+    for Placed { at, name, limit } in segments {
+        let Some(store) = stores.get(at) else {
+            continue;
+        };
+        let file = store.path(name);
         if name.first > next {
             let what = format!("records {next} to {} are missing before it", name.first - 1);
             check.problem(&file, Place { offset: 0, line: 1 }, what);
         }
-        let found = scan::scan(store, *name, limit, |line, place| {
+        let found = scan::scan(store, name, limit, |line, place| {
             check.line(&file, line, place);
         })?;
-        check.segment(&file, *name, &found, limit == u64::MAX);
+        check.segment(&file, name, &found, limit == u64::MAX);
         next = found.next;
         if check.report.problem.is_some() {
             break;

@@ -8,15 +8,12 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
-use super::board::LAZY;
 use super::device::Device;
 use super::frame;
 use super::ledger::Ledger;
-use super::office::{Office, PRIMARY};
+use super::office::Office;
 use super::recover::Recovered;
 use crate::clock;
 use crate::outcome::Outcome;
@@ -24,12 +21,10 @@ use crate::record::{After, Event};
 
 /// How often denials are counted out, and the live file is looked for.
 const TICK: Duration = Duration::from_secs(1);
-/// How often a log that is down is tried again.
-const RETRY: Duration = Duration::from_millis(250);
 /// Attempts to write one batch before the log counts as down.
 const ATTEMPTS: u32 = 2;
-/// Looks at the seats after which closing waits no longer for them to fall silent.
-const CLOSING_TURNS_MAX: u32 = 100;
+mod chores;
+mod shift;
 
 pub(super) struct Writer {
     office: Arc<Office>,
@@ -38,6 +33,8 @@ pub(super) struct Writer {
     device: Device,
     pub(super) ledger: Ledger,
     ticked: Instant,
+    /// How often in a row the device had to work before it was used again.
+    probes: u32,
 }
 
 /// Why a writer stops before it is done.
@@ -49,8 +46,13 @@ pub(super) enum Halt {
 }
 
 /// The ledger has passed to another device's writer.
-#[derive(Debug)]
-pub(super) struct Relieved;
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Relieved {
+    /// Because the primary works again.
+    Willingly,
+    /// Because a call failed or hung.
+    Failing,
+}
 
 impl Writer {
     /// Of device number `at`; without the ledger.
@@ -61,44 +63,8 @@ impl Writer {
             device,
             ledger: Ledger::default(),
             ticked: clock::now(),
+            probes: 0,
         }
-    }
-
-    /// Writes whenever it is called, until the journal is closed.
-    pub(super) fn run(mut self, calls: &Receiver<Ledger>) {
-        while let Ok(ledger) = calls.recv() {
-            self.ledger = ledger;
-            self.office.board.attend();
-            if self.work().is_ok() {
-                self.office.end();
-                if let Some(done) = self.ledger.done.take() {
-                    done.send(()).ok(); // nobody may wait any more
-                }
-                return;
-            }
-            self.mend();
-            self.office.rest(self.at);
-        }
-    }
-
-    fn work(&mut self) -> Result<(), Relieved> {
-        let office = Arc::clone(&self.office);
-        while !office.board.is_closing() {
-            self.turn(clock::now())?;
-            if self.ledger.down.is_some() {
-                office.board.pause(RETRY);
-            } else {
-                office
-                    .board
-                    .wait(TICK.saturating_sub(self.ticked.elapsed()));
-            }
-        }
-        self.finish()
-    }
-
-    /// Gives up what the ledger has been taken from under, so that the device can be used anew.
-    fn mend(&mut self) {
-        self.device.abandon(&"the log has gone on elsewhere");
     }
 
     /// Takes what is there and writes it. One that failed before is tried again first.
@@ -122,7 +88,7 @@ impl Writer {
                 Ok(())
             }
             Err(Halt::Failed(error)) => self.failed(&error),
-            Err(Halt::Relieved) => Err(Relieved),
+            Err(Halt::Relieved) => Err(Relieved::Failing),
         }
     }
 
@@ -245,7 +211,7 @@ impl Writer {
         if let Some(to) = self.office.relief() {
             let ledger = std::mem::take(&mut self.ledger);
             self.office.hand_over(to, ledger, &error.to_string());
-            return Err(Relieved);
+            return Err(Relieved::Failing);
         }
         if self.ledger.down.is_none() {
             tracing::error!(dir = %self.device.store.dir.display(), %error, "audit log cannot be written; requests are refused until it can");
@@ -257,114 +223,6 @@ impl Writer {
             seat.fail();
         }
         Ok(())
-    }
-
-    /// Records how long nothing could be written, if it was longer than anybody waits.
-    fn recovered(&mut self, lasted: Duration) {
-        let board = &self.office.board;
-        let (since, cause) = match self.ledger.down.take() {
-            Some((since, cause)) => (since.elapsed(), cause),
-            None if lasted > board.patience.stall_after => {
-                (lasted, "a write took too long".to_owned())
-            }
-            None => return,
-        };
-        self.office.metrics.journal_healthy.set(1);
-        board.set_down(false);
-        let taken = |count: &AtomicU64| count.swap(0, Ordering::AcqRel).to_string();
-        let facts = vec![
-            ("lasted_ms", since.as_millis().to_string()),
-            ("cause", cause),
-            ("refused", taken(&board.counts.refused)),
-            ("unrecorded", taken(&board.counts.unrecorded)),
-            ("events_lost", taken(&board.counts.events_lost)),
-        ];
-        let lasted_ms = since.as_millis();
-        tracing::warn!(lasted_ms, "audit log can be written again");
-        self.note("degraded", facts);
-        self.office.board.raise(LAZY);
-    }
-
-    /// What is to be done once a second: counted denials become records, the live file is looked for, and the log
-    /// goes back to the primary if that works again.
-    fn tick(&mut self) -> Result<(), Relieved> {
-        self.count_out();
-        let missing = match self.call(|device| Ok(device.missing())) {
-            Ok(missing) => missing,
-            Err(_) => return Err(Relieved),
-        };
-        if let Some(file) = missing {
-            let file = file.display().to_string();
-            tracing::error!(
-                file,
-                "the live audit segment was removed or renamed; going on in a new one"
-            );
-            self.note("segment_lost", vec![("file", file)]);
-        }
-        if self.at != PRIMARY && self.office.can_return() {
-            self.hand_back()?;
-        }
-        Ok(())
-    }
-
-    fn hand_back(&mut self) -> Result<(), Relieved> {
-        let closed = self.call(|device| {
-            device.close();
-            Ok(())
-        });
-        if closed.is_ok() {
-            let ledger = std::mem::take(&mut self.ledger);
-            self.office.hand_over(PRIMARY, ledger, "it works again");
-        }
-        Err(Relieved)
-    }
-
-    fn count_out(&mut self) {
-        let mut counts = Vec::new();
-        for seat in self.office.seats.iter() {
-            seat.take_denials(&mut counts);
-        }
-        let (now, lines) = (clock::wall_ns(), &mut self.ledger.batch.lines);
-        for count in counts {
-            count.encode(now, lines);
-            lines.push(b'\n');
-        }
-    }
-
-    /// Writes what is left, then that nothing more comes, and closes the segment.
-    pub(super) fn finish(&mut self) -> Result<(), Relieved> {
-        let office = Arc::clone(&self.office);
-        let mut open = 0;
-        for _ in 0..CLOSING_TURNS_MAX {
-            self.count_out();
-            self.turn(clock::now())?;
-            let seats = office.seats.iter().map(|seat| seat.close());
-            let (empty, left) =
-                seats.fold((true, 0), |(all, sum), (one, open)| (all & one, sum + open));
-            open = left;
-            if empty || self.ledger.down.is_some() {
-                break;
-            }
-        }
-        self.note("closed", vec![("open", open.to_string())]);
-        match self.write() {
-            Ok(()) => self.ledger.batch.publish(&office.seats),
-            Err(Halt::Failed(error)) => {
-                tracing::error!(%error, "the last audit records could not be written; the next start records how far they got");
-            }
-            Err(Halt::Relieved) => return Err(Relieved),
-        }
-        for seat in office.seats.iter() {
-            seat.fail();
-        }
-        let closed = self.call(|device| {
-            device.close();
-            Ok(())
-        });
-        match closed {
-            Err(Halt::Relieved) => Err(Relieved),
-            _ => Ok(()),
-        }
     }
 
     fn note(&mut self, name: &'static str, facts: Vec<(&'static str, String)>) {

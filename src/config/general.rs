@@ -143,6 +143,7 @@ pub(super) fn audit(root: &Table<'_>) -> Audit {
         durability: Durability::Sync,
         on_failure: OnFailure::Refuse,
         wait_budget: DEFAULT_WAIT_BUDGET,
+        standby_dir: None,
         stall_after: DEFAULT_WAIT_BUDGET / 2,
         segment_bytes: DEFAULT_SEGMENT_BYTES,
         query_values: Vec::new(),
@@ -155,7 +156,6 @@ pub(super) fn audit(root: &Table<'_>) -> Audit {
         "retain",
         "remove closed segments yourself once they are copied away",
     );
-    table.not_yet("standby_dir", "watch the free space of `state_dir`");
     table.not_yet(
         "seal_every",
         "`tollgate audit verify` checks sequence and checksums",
@@ -170,6 +170,9 @@ pub(super) fn audit(root: &Table<'_>) -> Audit {
     audit.on_failure = table.word("on_failure", &ON_FAILURE, audit.on_failure);
     let budget = Duration::from_millis(10)..=60 * SECOND;
     audit.wait_budget = table.duration("wait_budget", budget, audit.wait_budget);
+    audit.standby_dir = table
+        .value("standby_dir")
+        .and_then(|value| value.parsed(absolute));
     audit.stall_after = table.duration(
         "stall_after",
         Duration::from_millis(5)..=audit.wait_budget,

@@ -100,6 +100,8 @@ pub struct Audit {
     pub on_failure: OnFailure,
     /// How long a request waits for its record.
     pub wait_budget: Duration,
+    /// Where the log goes on when the state directory's disk fails or hangs.
+    pub standby_dir: Option<PathBuf>,
     /// After this time a call to the disk hangs.
     pub stall_after: Duration,
     /// Size of one segment file.

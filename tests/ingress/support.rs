@@ -179,6 +179,7 @@ fn config(at: [SocketAddr; 2], hosts: Vec<HostPattern>) -> Config {
             durability: Durability::Sync,
             on_failure: OnFailure::Refuse,
             wait_budget: second,
+            standby_dir: None,
             stall_after: second,
             segment_bytes: 1 << 20,
             query_values: Vec::new(),

@@ -1,6 +1,7 @@
 //! A log that somebody changed: `verify` names the place, and recovery does not bury it.
 
 use std::path::Path;
+use std::slice::from_ref;
 
 use super::{House, whole};
 use crate::audit::segment::Store;
@@ -18,9 +19,12 @@ fn closed_log() -> (Memory, Store) {
         house.end(Outcome::Served);
     }
     let House {
-        store, mut writer, ..
+        stores,
+        mut writers,
+        ..
     } = house;
-    writer.finish().unwrap();
+    writers[0].as_mut().unwrap().finish().unwrap();
+    let store = stores[0].clone();
     (memory, store)
 }
 
@@ -29,7 +33,7 @@ fn every_changed_byte_is_named_by_file_and_line() {
     let (memory, store) = closed_log();
     let names = store.segments().unwrap();
     assert!(names.len() > 2 && names.iter().all(|n| n.closed));
-    whole(&store, &[]);
+    whole(from_ref(&store), &[]);
     for name in names {
         let path = store.path(name);
         let good = memory.read(&path).unwrap();
@@ -38,7 +42,7 @@ fn every_changed_byte_is_named_by_file_and_line() {
             let mut bad = good.clone();
             bad[at] ^= 0x20 >> (at % 3);
             memory.put(&path, &bad);
-            let problem = verify::check(&store).unwrap().problem.unwrap();
+            let problem = verify::check(from_ref(&store)).unwrap().problem.unwrap();
             assert_eq!((&problem.file, problem.offset), (&path, start), "byte {at}");
             if good[at] == b'\n' {
                 start = at as u64 + 1;
@@ -70,7 +74,7 @@ fn every_dropped_swapped_or_cut_line_is_noticed() {
         memory.put(&path, &good);
         if nth + 1 < names.len() {
             store.disk.remove(&path).unwrap();
-            let whole = verify::check(&store).unwrap();
+            let whole = verify::check(from_ref(&store)).unwrap();
             assert!(nth == 0 || whole.problem.is_some(), "segment {nth} removed");
             memory.put(&path, &good);
         }
@@ -79,7 +83,7 @@ fn every_dropped_swapped_or_cut_line_is_noticed() {
 
 fn noticed(memory: &Memory, store: &Store, path: &Path, bytes: &[u8]) {
     memory.put(path, bytes);
-    let report = verify::check(store).unwrap();
+    let report = verify::check(from_ref(store)).unwrap();
     assert!(report.problem.is_some() || report.unfinished.is_some());
 }
 
@@ -92,8 +96,8 @@ fn damage_in_the_middle_refuses_to_open_and_touches_nothing() {
     house.ask();
     house.turn();
     let path = house
-        .store
-        .path(*house.store.segments().unwrap().last().unwrap());
+        .store()
+        .path(*house.store().segments().unwrap().last().unwrap());
     let memory = memory.crash();
     let mut bytes = memory.read(&path).unwrap();
     let second = bytes.iter().position(|b| *b == b'\n').unwrap() + 1;

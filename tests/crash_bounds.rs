@@ -16,6 +16,7 @@ use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -26,6 +27,7 @@ use support::client::{Client, Version, request};
 use support::gate::Place;
 use support::load::Load;
 use support::log::Log;
+use support::peer::must;
 use support::upstream::Upstream;
 use support::{eventually, rounds};
 
@@ -354,4 +356,170 @@ fn live(state: &Path) -> PathBuf {
         .filter(|path| path.extension().is_some_and(|e| e == "open"))
         .max()
         .unwrap_or_default()
+}
+
+/// What a start may need beyond that of an empty log, however long the log is.
+const BACKLOG_MEMORY_BYTES_MAX: u64 = 48 << 20;
+
+#[test]
+fn a_backlog_larger_than_every_bound_is_recovered_in_little_memory() {
+    let (place, upstream) = (Place::new(), Upstream::start());
+    let config = place.head() + &place.ingress(upstream.address, "");
+    let gate = place.start(&config);
+    let empty = gate.memory_peak();
+    drop(gate);
+    fs::remove_dir_all(place.state()).unwrap();
+
+    // One entry stays open from the first segment on, so that recovery has to read all of them.
+    let entries = rounds("TOLLGATE_BACKLOG", 40_000);
+    let begin = Instant::now();
+    let kept_open = backlog::write(&place.path("written"), entries);
+    let written = begin.elapsed();
+    must(
+        Command::new("cp")
+            .arg("-a")
+            .arg(place.path("written"))
+            .arg(place.state()),
+    );
+    let audit = place.state().join("audit");
+    let files: Vec<_> = fs::read_dir(&audit)
+        .unwrap()
+        .map(|file| file.unwrap().metadata().unwrap().len())
+        .collect();
+    assert!(files.len() > 10, "too few segments: {files:?}");
+
+    let begin = Instant::now();
+    let mut gate = place.spawn(&config);
+    eventually("the start", 10 * LIMIT, || {
+        assert!(gate.is_running(), "{}", gate.stderr());
+        gate.admin_get("/readyz")
+            .filter(|(status, _)| *status == 200)
+    });
+    let (took, peak) = (begin.elapsed(), gate.memory_peak());
+    eprintln!(
+        "{} records in {} files, {} MiB, written in {written:?}: ready after {took:?}, peak {} MiB against {} MiB with an empty log",
+        2 * entries,
+        files.len(),
+        files.iter().sum::<u64>() >> 20,
+        peak >> 20,
+        empty >> 20,
+    );
+    assert!(
+        peak < empty + BACKLOG_MEMORY_BYTES_MAX,
+        "{peak} bytes, {empty} with an empty log"
+    );
+    assert!(gate.stop(LIMIT).success());
+    place.verify();
+    let state = place.state();
+    let found = place
+        .tollgate(&[
+            "audit",
+            "search",
+            "--state-dir",
+            state.to_str().unwrap(),
+            "--id",
+            &kept_open,
+        ])
+        .ok();
+    let ends = found
+        .lines()
+        .filter(|line| line.contains(r#""outcome":"unknown""#))
+        .count();
+    assert_eq!(ends, 1, "the entry that was left open has one end: {found}");
+}
+
+/// A log as long as wanted, by the writer itself.
+mod backlog {
+    use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+    use std::path::Path;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+
+    use tollgate::addr::Peer;
+    use tollgate::audit::{Admitted, Journal};
+    use tollgate::clock::Id;
+    use tollgate::config::{self, typed::OnFailure};
+    use tollgate::outcome::Outcome;
+    use tollgate::record::{After, Before, Redaction, Request};
+    use tollgate::telemetry::Metrics;
+    use tollgate::workers::{Hooks, Workers};
+
+    const TASKS: usize = 64;
+    const CONFIG: &str = "[audit]\nsegment = \"1MiB\"\ndurability = \"write\"\nwait_budget = \"30s\"\n\
+        [egress]\nfixed = [\"127.0.0.1\"]\nresolver = { servers = [\"127.0.0.1:53\"] }\n";
+
+    /// Writes so many entries, the first of which never ends, and leaves the log as a killed process does. Gives the
+    /// identifier of the first.
+    pub(super) fn write(state: &Path, entries: usize) -> String {
+        let settings = config::parse(Path::new("backlog.toml"), CONFIG.to_owned())
+            .unwrap()
+            .0
+            .audit;
+        let journal = Journal::open(state, &settings, 1, Arc::new(Metrics::new())).unwrap();
+        let park = journal.clone();
+        let hooks = Hooks {
+            start: Box::new(Journal::sit),
+            park: Box::new(move |seat| park.park(seat)),
+        };
+        let workers = Workers::start(1, hooks).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let first = runtime.block_on(admit(&journal));
+        let id = first.id().to_string();
+        std::mem::forget(first);
+        let begun = Arc::new(AtomicUsize::new(1));
+        let ended = Arc::new(AtomicUsize::new(1));
+        for _ in 0..TASKS {
+            let (journal, begun, ended) = (journal.clone(), Arc::clone(&begun), Arc::clone(&ended));
+            workers.crew().run_on(0, async move {
+                while begun.fetch_add(1, Ordering::Relaxed) < entries {
+                    admit(&journal).await.complete(After {
+                        outcome: Outcome::Served,
+                        status: Some(200),
+                        bytes_in: 0,
+                        bytes_out: 1024,
+                        ends: None,
+                    });
+                    ended.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        super::eventually("the backlog", 20 * super::LIMIT, || {
+            (ended.load(Ordering::Relaxed) == entries).then_some(())
+        });
+        // Beyond what is written a moment later, nothing more comes.
+        std::thread::sleep(Duration::from_millis(2500));
+        std::mem::forget((journal, workers));
+        id
+    }
+
+    async fn admit(journal: &Journal) -> Admitted {
+        let client = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(203, 0, 113, 9)), 41_000);
+        let redaction = Redaction::new(&["page".to_owned()], &[], journal.tag_key());
+        let request = Request {
+            listener: client,
+            client: client.ip(),
+            peer: Peer::new(client),
+            tls: "TLSv1.3",
+            version: "HTTP/1.1",
+            method: "GET",
+            host: "tools.example.com",
+            path: "/api/apps/42f0b1de/versions",
+            query: Some("page=1"),
+            user_agent: Some(
+                b"Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0",
+            ),
+            claimed_id: None,
+            route: "tools.example.com/",
+            upstream: "app",
+            redaction: &redaction,
+        };
+        journal
+            .admit(Id::new(), &Before::Request(&request), OnFailure::Refuse)
+            .await
+            .unwrap_or_else(|r| panic!("{r:?}"))
+    }
 }

@@ -15,7 +15,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::admin::{Admin, Health};
-use crate::audit::{self, Journal};
+use crate::audit::{self, Journal, OnDamage};
 use crate::config::typed::{Config, LogFormat};
 use crate::config::{self, Mistakes};
 use crate::egress::Egress;
@@ -75,13 +75,17 @@ const OTHER_DESCRIPTORS: usize = 1024;
 /// How often it is checked that the fixed addresses are still on this machine.
 const FIXED_ADDRESS_EVERY: Duration = Duration::from_secs(2);
 
-/// Serves what the configuration file says until the process is told to stop.
-pub fn run(file: &Path) -> Result<(), AppError> {
-    run_with(file, || Ok(()))
+/// Serves what the configuration file says until the process is told to stop. `damage` is that of the audit log.
+pub fn run(file: &Path, damage: OnDamage) -> Result<(), AppError> {
+    run_with(file, damage, || Ok(()))
 }
 
 /// As [`run`], and calls `started` once everything is accepting.
-pub fn run_with(file: &Path, started: impl FnOnce() -> io::Result<()>) -> Result<(), AppError> {
+pub fn run_with(
+    file: &Path,
+    damage: OnDamage,
+    started: impl FnOnce() -> io::Result<()>,
+) -> Result<(), AppError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -89,7 +93,7 @@ pub fn run_with(file: &Path, started: impl FnOnce() -> io::Result<()>) -> Result
         let _inside = runtime.enter();
         Signals::new()?
     };
-    let mut house = House::build(file)?;
+    let mut house = House::build(file, damage)?;
     started()?;
     runtime.block_on(async {
         house.serve(&mut signals).await;
@@ -100,7 +104,7 @@ pub fn run_with(file: &Path, started: impl FnOnce() -> io::Result<()>) -> Result
 }
 
 impl House {
-    fn build(file: &Path) -> Result<Self, AppError> {
+    fn build(file: &Path, damage: OnDamage) -> Result<Self, AppError> {
         let (config, warnings) = config::load(file).map_err(AppError::Config)?;
         telemetry::subscribe(config.log.format == LogFormat::Json, config.log.level);
         for warning in &warnings {
@@ -110,7 +114,8 @@ impl House {
         ports(&config);
         let metrics = Arc::new(Metrics::new());
         let count = config.process.workers;
-        let journal = Journal::open(
+        let journal = Journal::open_despite(
+            damage,
             &config.process.state_dir,
             &config.audit,
             count,

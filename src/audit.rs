@@ -11,7 +11,7 @@
 use std::future::poll_fn;
 use std::path::Path;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -20,11 +20,9 @@ use tokio::time::timeout;
 
 use crate::clock::{self, Id};
 use crate::config::typed::{Audit, OnFailure};
-use crate::disk::Disk;
 use crate::outcome::{Outcome, Refusal};
 use crate::record::{After, Before, Denied, Event, TagKey};
 use crate::telemetry::{Metrics, Way};
-use crate::workers;
 
 mod board;
 mod denials;
@@ -43,21 +41,19 @@ mod search;
 mod seat;
 mod segment;
 mod standby;
+mod start;
 mod verify;
 mod writer;
 
+use board::Board;
 pub use board::Trouble;
-use board::{Board, Patience};
-use device::Device;
-use ledger::{Batch, Ledger};
-use office::{Office, PRIMARY};
+use office::Office;
 pub use opening::OpenError;
-use recover::Recovered;
+pub use recover::OnDamage;
 pub use search::{Filter, search, tag_of};
-use seat::{BOUNDS, Bounds, Seat, Ticket};
-use segment::{Spares, Store};
+use seat::{Seat, Ticket};
+use start::Plan;
 pub use verify::{Problem, Report, verify};
-use writer::Writer;
 
 /// How long [`Journal::close`] waits for a disk that hangs.
 const CLOSE_WAIT: Duration = Duration::from_secs(10);
@@ -72,8 +68,8 @@ struct Desk {
     /// One per worker, and the last for all other threads.
     seats: Arc<[Arc<Seat>]>,
     tag_key: TagKey,
-    /// Ends when the writer does.
-    written: Mutex<Receiver<()>>,
+    /// Ends when the writer does; `None` once that has been waited for.
+    written: Mutex<Option<Receiver<()>>>,
     /// Held as long as the log may be written.
     _lock: std::fs::File,
 }
@@ -102,98 +98,19 @@ impl Journal {
         seats: usize,
         metrics: Arc<Metrics>,
     ) -> Result<Self, OpenError> {
-        let dirs = [state_dir.join("audit")].into_iter();
-        let store = |dir| Store {
-            disk: Disk::Machine,
-            dir,
-            segment_bytes: settings.segment_bytes,
-            durability: settings.durability,
-        };
-        let stores: Vec<_> = dirs
-            .chain(settings.standby_dir.clone())
-            .map(store)
-            .collect();
-        let patience = Patience {
-            budget: settings.wait_budget,
-            stall_after: settings.stall_after,
-        };
-        Self::start(state_dir, stores, patience, seats, BOUNDS, metrics)
+        Self::open_despite(OnDamage::Refuse, state_dir, settings, seats, metrics)
     }
 
-    /// The log in the directories of `stores`: the primary, and the standby if there is one.
-    fn start(
+    /// As [`Self::open`], with or without damaged records.
+    pub fn open_despite(
+        damage: OnDamage,
         state_dir: &Path,
-        stores: Vec<Store>,
-        patience: Patience,
-        workers: usize,
-        bounds: Bounds,
+        settings: &Audit,
+        seats: usize,
         metrics: Arc<Metrics>,
     ) -> Result<Self, OpenError> {
-        let primary = &stores[PRIMARY];
-        primary.make_dir(state_dir)?;
-        let lock = opening::lock(state_dir)?;
-        for store in &stores {
-            store.make_dir(&store.dir)?;
-        }
-        if let [primary, standby] = &stores[..]
-            && primary.is_beside(standby)
-        {
-            tracing::warn!(
-                dir = %standby.dir.display(),
-                "`audit.standby_dir` is on the same device as the state directory: it fails and hangs with it"
-            );
-        }
-        standby::bond(primary, stores.get(PRIMARY + 1))?;
-        let tag_key = opening::tag_key(primary)?;
-        let recovered = recover::recover(&stores)?;
-        let board = Arc::new(Board::new(patience));
-        let seats = make_seats(&board, bounds, workers);
-        let dirs = stores.iter().map(|store| store.dir.clone());
-        let (office, calls) = Office::open(&board, &seats, metrics, dirs);
-        let mut writers = Vec::new();
-        for (at, store) in stores.into_iter().enumerate() {
-            let dir = store.dir.clone();
-            let spares = Spares::start(store.clone())
-                .map_err(|error| OpenError::io(&dir, "write", error))?;
-            writers.push(Writer::new(&office, at, Device::new(store, spares)));
-        }
-        let (done, written) = sync_channel(1);
-        let ledger = Ledger {
-            batch: Batch::new(seats.len()),
-            done: Some(done),
-            ..Ledger::default()
-        };
-        Self::set_going(&office, writers, calls, ledger, &recovered)?;
-        Ok(Self(Arc::new(Desk {
-            board,
-            office,
-            seats,
-            tag_key,
-            written: Mutex::new(written),
-            _lock: lock,
-        })))
-    }
-
-    /// Writes the first records, and starts the threads.
-    fn set_going(
-        office: &Arc<Office>,
-        mut writers: Vec<Writer>,
-        calls: Vec<Receiver<Ledger>>,
-        ledger: Ledger,
-        recovered: &Recovered,
-    ) -> Result<(), OpenError> {
-        let failed = |error| OpenError::io(office.dir(PRIMARY), "write", error);
-        let primary = &mut writers[PRIMARY];
-        primary.ledger = ledger;
-        primary.begin(recovered).map_err(failed)?;
-        let ledger = std::mem::take(&mut primary.ledger);
-        for (writer, calls) in writers.into_iter().zip(calls) {
-            workers::thread("tollgate-journal", move || writer.run(&calls)).map_err(failed)?;
-        }
-        let watch = Arc::clone(office);
-        workers::thread("tollgate-watch", move || watch.watch()).map_err(failed)?;
-        office.call(PRIMARY, ledger);
-        Ok(())
+        let plan = Plan::of(state_dir, settings, seats, damage);
+        start::start(state_dir, plan, metrics).map(|desk| Self(Arc::new(desk)))
     }
 
     /// Says that the current thread is worker `seat`, whose park hook calls [`Journal::park`].
@@ -316,8 +233,11 @@ impl Journal {
 impl Desk {
     fn close(&self) {
         self.board.close();
-        let written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
-        if written.recv_timeout(CLOSE_WAIT) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(written) = written.take() else {
+            return;
+        };
+        if written.recv_timeout(CLOSE_WAIT) == Err(RecvTimeoutError::Timeout) {
             tracing::error!("the audit log's disk hangs; the last records may be missing");
         }
         self.office.end();
@@ -369,9 +289,4 @@ impl Drop for Entry {
     fn drop(&mut self) {
         self.end(&After::nothing_moved(Outcome::Aborted));
     }
-}
-
-fn make_seats(board: &Arc<Board>, bounds: Bounds, workers: usize) -> Arc<[Arc<Seat>]> {
-    let seat = |at| Arc::new(Seat::new(Arc::clone(board), bounds, at, workers));
-    (0..=workers).map(seat).collect()
 }

@@ -44,6 +44,8 @@ pub(crate) enum Access {
 
 /// Bytes written at once when a file is filled with zeros.
 const FILL_BYTES: usize = 1 << 20;
+/// Bytes read at once when a file is copied.
+const COPY_BYTES: usize = 256 << 10;
 const FILE_MODE: u32 = 0o600;
 const DIR_MODE: u32 = 0o700;
 
@@ -122,6 +124,34 @@ impl Disk {
         }
     }
 
+    /// As [`Self::create_with`], with the bytes of another file from `start` up to `end`, however many.
+    pub(crate) fn create_from(
+        &self,
+        path: &Path,
+        from: &File,
+        start: u64,
+        end: u64,
+    ) -> io::Result<()> {
+        match self {
+            Self::Machine => {
+                let part = path.with_added_extension("part");
+                let file = create().create(true).truncate(true).open(&part)?;
+                from.each_piece(start, end, |piece, at| file.write_all_at(piece, at))?;
+                file.sync_all()?;
+                std::fs::rename(&part, path)
+            }
+            #[cfg(test)]
+            Self::Memory(memory) => {
+                let mut content = Vec::new();
+                from.each_piece(start, end, |piece, _| {
+                    content.extend_from_slice(piece);
+                    Ok(())
+                })?;
+                memory.create_with(path, &content)
+            }
+        }
+    }
+
     /// Opens a file that is there.
     pub(crate) fn open(&self, path: &Path, access: Access) -> io::Result<File> {
         match self {
@@ -184,6 +214,26 @@ impl File {
             #[cfg(test)]
             Self::Memory(file) => file.read_at(room, offset),
         }
+    }
+
+    /// Gives what is from `start` up to `end` in pieces, each with its place in all of them.
+    fn each_piece(
+        &self,
+        start: u64,
+        end: u64,
+        mut give: impl FnMut(&[u8], u64) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let (mut buffer, mut at) = (vec![0; COPY_BYTES], start);
+        while at < end {
+            let most = usize::try_from(end - at).map_or(COPY_BYTES, |rest| rest.min(COPY_BYTES));
+            let read = self.read_at(buffer.get_mut(..most).unwrap_or_default(), at)?;
+            if read == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            give(buffer.get(..read).unwrap_or_default(), at - start)?;
+            at += read as u64;
+        }
+        Ok(())
     }
 
     /// Cuts it to `bytes`, on the device.

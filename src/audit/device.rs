@@ -65,12 +65,14 @@ impl Device {
     }
 
     /// Closes the segment, if there is one. All of it is durable already.
-    pub(super) fn close(&mut self) {
+    pub(super) fn close(&mut self) -> Option<Lost> {
+        let lost = self.lost();
         if let Some(full) = self.segment.take()
             && let Err(error) = full.close(&self.store)
         {
             tracing::warn!(%error, "audit segment could not be closed; the next start does it");
         }
+        lost
     }
 
     /// Gives up the segment, if there is one, after a call that failed or came too late.
@@ -85,19 +87,26 @@ impl Device {
     pub(super) fn probe(&mut self) -> io::Result<()> {
         let (disk, dir) = (&self.store.disk, &self.store.dir);
         let path = dir.join(PROBE);
-        match disk.remove(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
         disk.create_with(&path, PROBE.as_bytes())?;
         disk.remove(&path)?;
         disk.sync_dir(dir)?;
         self.spares.ready()
     }
 
-    /// Gives up the segment if its name does not lead to it any more, and says what its name was.
-    pub(super) fn missing(&mut self) -> Option<PathBuf> {
+    /// Gives up the segment if its name does not lead to it any more, and puts back what it holds: its bytes are there
+    /// as long as it is open.
+    pub(super) fn lost(&mut self) -> Option<Lost> {
         let segment = self.segment.take_if(|segment| !segment.is_there())?;
-        Some(segment.path().to_owned())
+        Some(Lost {
+            file: segment.path().to_owned(),
+            restored: segment.restore(&self.store),
+        })
     }
+}
+
+/// A segment that was removed or renamed while it was written.
+pub(super) struct Lost {
+    pub(super) file: PathBuf,
+    /// The file that holds its records now.
+    pub(super) restored: io::Result<PathBuf>,
 }

@@ -21,7 +21,7 @@ use super::order::{Placed, order};
 use super::seat::{BOUNDS, Seat, Ticket};
 use super::segment::{Spares, Store};
 use super::writer::Writer;
-use super::{OpenError, recover, standby, verify};
+use super::{OnDamage, OpenError, recover, standby, verify};
 use crate::addr::{Destination, Peer};
 use crate::clock::{self, Id};
 use crate::config::typed::Durability;
@@ -104,10 +104,18 @@ impl House {
 
     /// On the disks of `stores`, primary first.
     fn open_on(stores: Vec<Store>, patience: Patience) -> Result<Self, OpenError> {
+        Self::open_despite(OnDamage::Refuse, stores, patience)
+    }
+
+    fn open_despite(
+        on_damage: OnDamage,
+        stores: Vec<Store>,
+        patience: Patience,
+    ) -> Result<Self, OpenError> {
         standby::bond(&stores[PRIMARY], stores.get(PRIMARY + 1))?;
-        let recovered = recover::recover(&stores)?;
+        let recovered = recover::recover(&stores, on_damage)?;
         let board = Arc::new(Board::new(patience));
-        let seats = super::make_seats(&board, BOUNDS, 0);
+        let seats = super::start::make_seats(&board, BOUNDS, 0);
         let metrics = Arc::new(Metrics::new());
         let dirs = stores.iter().map(|store| store.dir.clone());
         let (office, calls) = Office::open(&board, &seats, metrics, dirs);

@@ -15,8 +15,9 @@ const TAG_KEY: &str = "tag.key";
 pub enum OpenError {
     /// A record is damaged and later ones are not: this is no torn write.
     #[error(
-        "{file}: damaged at byte {offset}: {what}, and this is no write that was cut short; restore the file from a copy, or move \
-         it out of the directory to go on without it (`tollgate audit verify` will then report the gap)"
+        "{file}: damaged at byte {offset}: {what}, and this is no write that was cut short; restore the file from a copy, or go on \
+         without what is damaged by `tollgate run --accept-damage`, which keeps it in quarantine, records that it was so, and \
+         leaves a gap that `tollgate audit verify` reports"
     )]
     Damaged {
         file: PathBuf,

@@ -11,7 +11,7 @@ use std::path::Path;
 use super::OpenError;
 use super::frame::{Kind, Line};
 use super::order::{Order, Placed, Rival, order};
-use super::scan::{self, Found};
+use super::scan::{self, Damage, Found};
 use super::segment::{Name, Store};
 use crate::clock::Id;
 use crate::disk::Access;
@@ -23,16 +23,26 @@ use crate::telemetry::Way;
 pub(super) struct Recovered {
     /// The number of the next record.
     pub(super) next: u64,
-    /// Entries without a terminal record. Bounded by what one process lets in.
-    pub(super) open: HashMap<Id, Way>,
-    /// The oldest segment that holds one of them.
-    pub(super) since: u64,
+    /// Entries without a terminal record, each with the first number of the segment in which it began. Bounded by what
+    /// one process lets in.
+    pub(super) open: HashMap<Id, (Way, u64)>,
+    on_damage: OnDamage,
     /// What there is to tell.
     pub(super) events: Vec<Event>,
 }
 
+/// What to do about a record that is damaged.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum OnDamage {
+    /// Go on without it, and put down that it was so.
+    Accept,
+    /// Do not start.
+    #[default]
+    Refuse,
+}
+
 /// Reads what is in the directories of `stores`, primary first.
-pub(super) fn recover(stores: &[Store]) -> Result<Recovered, OpenError> {
+pub(super) fn recover(stores: &[Store], on_damage: OnDamage) -> Result<Recovered, OpenError> {
     for store in stores {
         let failed = |error| OpenError::io(&store.dir, "read", error);
         store.remove_spare().map_err(failed)?;
@@ -43,7 +53,7 @@ pub(super) fn recover(stores: &[Store]) -> Result<Recovered, OpenError> {
     let since = open_since(stores, &segments).map_err(failed)?;
     let mut recovered = Recovered {
         next: segments.first().map_or(1, |segment| segment.name.first),
-        since,
+        on_damage,
         ..Recovered::default()
     };
     for (store, rival) in rivals.iter().filter_map(|r| Some((stores.get(r.at)?, r))) {
@@ -96,39 +106,60 @@ pub(super) fn fact<'a>(facts: &'a str, name: &str) -> Option<&'a str> {
     Some(rest.split_once('"')?.0)
 }
 
-fn follow(open: &mut HashMap<Id, Way>, line: &Line<'_>) {
+fn follow(open: &mut HashMap<Id, (Way, u64)>, line: &Line<'_>, segment: u64) {
     match line.kind {
-        Kind::Before(id, way) => drop(open.insert(id, way)),
+        Kind::Before(id, way) => drop(open.insert(id, (way, segment))),
         Kind::After(id) => drop(open.remove(&id)),
         Kind::Denied | Kind::Event(..) => {}
     }
 }
 
-fn refuse_damage(store: &Store, name: Name, found: &Found) -> Result<(), OpenError> {
-    match found.damage {
-        Some(damage) if name.closed || (damage.followed && found.synced) => {
-            Err(OpenError::Damaged {
-                file: store.path(name),
-                offset: damage.place.offset,
-                what: damage.what.to_string(),
-            })
-        }
-        _ => Ok(()),
-    }
+/// What is damage, and no write that was cut short.
+fn damage(name: Name, found: &Found) -> Option<Damage> {
+    let torn = |damage: &Damage| !name.closed && !(damage.followed && found.synced);
+    found.damage.filter(|damage| !torn(damage))
 }
 
 impl Recovered {
     /// Goes through one segment; closes it if it is open.
     fn read(&mut self, store: &Store, segment: &Placed) -> Result<(), OpenError> {
         let (name, open) = (segment.name, &mut self.open);
-        let found = scan::scan(store, name, segment.limit, |line, _| follow(open, line))
-            .map_err(|error| OpenError::io(&store.path(name), "read", error))?;
-        refuse_damage(store, name, &found)?;
+        let found = scan::scan(store, name, segment.limit, |line, _| {
+            follow(open, line, name.first);
+        })
+        .map_err(|error| OpenError::io(&store.path(name), "read", error))?;
         self.next = found.next;
-        if !name.closed {
-            self.close(store, name, &found)?;
+        match (damage(name, &found), self.on_damage) {
+            (None, _) if name.closed => Ok(()),
+            (None, _) => self.close(store, name, &found),
+            (Some(damage), OnDamage::Accept) => self.accept(store, name, &found, damage),
+            (Some(damage), OnDamage::Refuse) => Err(OpenError::Damaged {
+                file: store.path(name),
+                offset: damage.place.offset,
+                what: damage.what.to_string(),
+            }),
         }
-        Ok(())
+    }
+
+    /// Goes on without what is damaged, and what is behind it in the same file: all of that goes to quarantine, and
+    /// its numbers are not given again.
+    fn accept(
+        &mut self,
+        store: &Store,
+        name: Name,
+        found: &Found,
+        damage: Damage,
+    ) -> Result<(), OpenError> {
+        self.next = found.next.max(found.beyond);
+        let facts = vec![
+            ("file", store.path(name).display().to_string()),
+            ("offset", damage.place.offset.to_string()),
+            ("what", damage.what.to_string()),
+            ("first", found.next.to_string()),
+            ("last", self.next.saturating_sub(1).to_string()),
+        ];
+        self.event("damage_accepted", facts);
+        self.close(store, name, found)
     }
 
     /// Moves a segment to quarantine whose only record stands in another one too.
@@ -151,7 +182,7 @@ impl Recovered {
         Ok(())
     }
 
-    /// Closes a segment that was left open; what is behind its last whole line goes to quarantine.
+    /// Cuts a segment to its whole lines, and closes it if it was left open; what is behind them goes to quarantine.
     fn close(&mut self, store: &Store, name: Name, found: &Found) -> Result<(), OpenError> {
         let path = store.path(name);
         let failed = |doing| {
@@ -171,7 +202,10 @@ impl Recovered {
             .disk
             .open(&path, Access::Write)
             .and_then(|file| file.truncate(found.whole))
-            .and_then(|()| store.set_closed(name.first))
+            .and_then(|()| match name.closed {
+                true => Ok(()),
+                false => store.set_closed(name.first),
+            })
             .map_err(failed("close"))
     }
 
@@ -196,18 +230,11 @@ impl Recovered {
 /// Copies what is behind the whole lines, durably, and gives the name of the copy.
 fn quarantine(store: &Store, name: Name, found: &Found) -> io::Result<String> {
     let file = store.disk.open(&store.path(name), Access::Read)?;
-    let length = usize::try_from(found.used - found.whole).unwrap_or(usize::MAX);
-    let (mut bytes, mut at) = (vec![0; length], 0);
-    while let Some(room) = bytes.get_mut(at..).filter(|room| !room.is_empty()) {
-        match file.read_at(room, found.whole + at as u64)? {
-            0 => break,
-            read => at += read,
-        }
-    }
     let dir = store.quarantine();
     store.disk.make_dir(&dir)?;
     let copy = format!("{}.{}.{}", name.text(), found.whole, Id::new());
-    store.disk.create_with(&dir.join(&copy), &bytes)?;
+    let disk = &store.disk;
+    disk.create_from(&dir.join(&copy), &file, found.whole, found.used)?;
     store.disk.sync_dir(&dir)?;
     store.disk.sync_dir(&store.dir)?;
     Ok(copy)

@@ -25,6 +25,8 @@ pub(super) struct Found {
     pub(super) used: u64,
     /// The number behind the last whole line.
     pub(super) next: u64,
+    /// The number behind the last line that is whole by itself, damage before it or not.
+    pub(super) beyond: u64,
     pub(super) damage: Option<Damage>,
     /// Whether its bytes were synced before anybody relied on them.
     pub(super) synced: bool,
@@ -100,6 +102,9 @@ pub(super) fn scan(
         } else {
             Err(Bad::Shape)
         };
+        if let Some(seq) = checked.ok().map(|line| line.seq).filter(|seq| *seq < limit) {
+            found.beyond = found.beyond.max(seq + 1);
+        }
         if let Some(damage) = &mut found.damage {
             damage.followed |= checked.is_ok_and(|line| line.begins && line.seq < limit);
             continue;

@@ -219,9 +219,9 @@ impl Seat {
         self.mark(LAZY);
     }
 
-    /// Counts entries of an earlier process as open, so that their AFTER records can be queued.
-    pub(super) fn adopt(&self, segment: u64, count: u64) {
-        self.lock().open.add(segment, count);
+    /// Counts an entry of an earlier process as open, so that its AFTER record can be queued.
+    pub(super) fn adopt(&self, segment: u64) {
+        self.lock().open.add(segment, 1);
     }
 
     /// Queues a denial, or counts it.

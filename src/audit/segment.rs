@@ -16,6 +16,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 
+use crate::clock::Id;
 use crate::config::typed::Durability;
 use crate::disk::{Access, Disk, File};
 use crate::workers;
@@ -294,6 +295,25 @@ impl Segment {
     /// Whether its name still leads to it.
     pub(super) fn is_there(&self) -> bool {
         self.file.is_at(&self.path)
+    }
+
+    /// Copies its records to where they belong. What has its name now, if anything, goes to quarantine.
+    pub(super) fn restore(&self, store: &Store) -> io::Result<PathBuf> {
+        let (disk, first) = (&store.disk, self.first);
+        if disk.open(&self.path, Access::Read).is_ok() {
+            let dir = store.quarantine();
+            disk.make_dir(&dir)?;
+            let foreign = format!("{first:0SEQ_DIGITS$}.foreign.{}", Id::new());
+            disk.rename(&self.path, &dir.join(foreign))?;
+            disk.sync_dir(&dir)?;
+        }
+        let closed = store.path(Name {
+            first,
+            closed: true,
+        });
+        disk.create_from(&closed, &self.file, 0, self.len)?;
+        disk.sync_dir(&store.dir)?;
+        Ok(closed)
     }
 
     pub(super) fn path(&self) -> &Path {

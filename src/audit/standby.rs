@@ -91,12 +91,7 @@ fn read(store: &Store) -> io::Result<Option<Bond>> {
 
 /// Replaces the file, on the device.
 fn write(store: &Store, text: &str) -> io::Result<()> {
-    let (path, fresh) = (store.dir.join(BOND), store.dir.join("standby.new"));
-    match store.disk.remove(&fresh) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    store.disk.create_with(&fresh, text.as_bytes())?;
-    store.disk.rename(&fresh, &path)?;
+    let path = store.dir.join(BOND);
+    store.disk.create_with(&path, text.as_bytes())?;
     store.disk.sync_dir(&store.dir)
 }

@@ -96,10 +96,10 @@ impl Writer {
     pub(super) fn begin(&mut self, recovered: &Recovered) -> io::Result<()> {
         self.ledger.next = recovered.next;
         if let Some(seat) = self.office.seats.last() {
-            seat.adopt(recovered.since, recovered.open.len() as u64);
             let after = After::nothing_moved(Outcome::Unknown);
-            for (id, way) in &recovered.open {
-                seat.end(recovered.since, |out| {
+            for (id, (way, segment)) in &recovered.open {
+                seat.adopt(*segment);
+                seat.end(*segment, |out| {
                     after.encode(*id, clock::wall_ns(), *way, None, out);
                 });
             }
@@ -167,10 +167,11 @@ impl Writer {
     /// Begins a new segment; closes the one before, whose records are durable already.
     fn turn_over(&mut self) -> Result<(), Halt> {
         let first = self.ledger.next;
-        self.call(|device| {
-            device.close();
-            device.begin(first)
-        })?;
+        let lost = self.call(|device| Ok(device.close()))?;
+        if let Some(lost) = lost {
+            self.tell_lost(&lost);
+        }
+        self.call(|device| device.begin(first))?;
         let oldest = self.office.seats.iter().filter_map(|seat| seat.oldest());
         let durability = format!("{:?}", self.device.store.durability).to_lowercase();
         let facts = vec![

@@ -163,9 +163,6 @@ impl Memory {
     }
 
     pub(super) fn create_with(&self, path: &Path, content: &[u8]) -> io::Result<()> {
-        if self.state().seen.contains_key(path) {
-            return Err(io::ErrorKind::AlreadyExists.into());
-        }
         self.create(path, content.to_vec())
     }
 

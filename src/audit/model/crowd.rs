@@ -8,7 +8,8 @@ use super::{PATIENCE, dial, lines, store, whole};
 use crate::addr::Destination;
 use crate::audit::board::Patience;
 use crate::audit::seat::{BOUNDS, Bounds};
-use crate::audit::{Admitted, Journal, Trouble};
+use crate::audit::start::{Plan, start};
+use crate::audit::{Admitted, Journal, OnDamage, Trouble};
 use crate::clock::{self, Id};
 use crate::config::typed::OnFailure;
 use crate::disk::memory::Memory;
@@ -32,8 +33,16 @@ fn journal(
     let mut store = store(memory);
     store.segment_bytes = 1 << 20;
     let metrics = Arc::new(Metrics::new());
-    let stores = vec![store];
-    let journal = Journal::start(dir.path(), stores, patience, workers, bounds, metrics).unwrap();
+    let plan = Plan {
+        primary: store,
+        standby: None,
+        patience,
+        bounds,
+        workers,
+        on_damage: OnDamage::Refuse,
+    };
+    let desk = start(dir.path(), plan, metrics).unwrap();
+    let journal = Journal(Arc::new(desk));
     (journal, dir)
 }
 

@@ -3,9 +3,9 @@
 use std::path::Path;
 use std::slice::from_ref;
 
-use super::{House, whole};
+use super::{House, PATIENCE, lines, store, whole};
 use crate::audit::segment::Store;
-use crate::audit::{OpenError, verify};
+use crate::audit::{OnDamage, OpenError, verify};
 use crate::disk::memory::Memory;
 use crate::outcome::Outcome;
 
@@ -110,4 +110,49 @@ fn damage_in_the_middle_refuses_to_open_and_touches_nothing() {
         other => panic!("{other:?}"),
     }
     assert_eq!(memory.read(&path).unwrap(), bytes);
+}
+
+#[test]
+fn damage_that_is_accepted_is_kept_told_and_leaves_a_gap_of_its_size() {
+    let memory = Memory::default();
+    let mut house = House::open(&memory).unwrap();
+    house.live();
+    let names = house.store().segments().unwrap();
+    let path = house.store().path(*names.last().unwrap());
+    let memory = memory.crash();
+    let good = memory.read(&path).unwrap();
+    let lines: Vec<_> = good.split_inclusive(|b| *b == b'\n').collect();
+    let (first, next) = (names.last().unwrap().first, lines.len() as u64 - 1);
+    assert!(next > 3, "{next} lines and zeros");
+    let hole = lines[0].len();
+    let mut bad = good.clone();
+    bad[hole + 30] ^= 1;
+    memory.put(&path, &bad);
+    assert!(House::open(&memory).is_err());
+    let open = || House::open_despite(OnDamage::Accept, vec![store(&memory)], PATIENCE);
+    let house = open().unwrap();
+    let told = lines_of(&house, "damage_accepted");
+    let fact = |name: &str| frame_fact(&told, name).parse::<u64>().unwrap();
+    assert_eq!((fact("first"), fact("last")), (first + 1, first + next - 1));
+    let kept = lines_of(&house, "quarantined");
+    let kept = house.store().quarantine().join(frame_fact(&kept, "file"));
+    let used = bad.iter().rposition(|b| *b != 0).unwrap() + 1;
+    assert_eq!(memory.read(&kept).unwrap(), bad[hole..used]);
+    let report = verify::check(&house.stores).unwrap();
+    let what = report.problem.unwrap().what;
+    let gap = format!("records {} to {} are missing", first + 1, first + next - 1);
+    assert!(what.starts_with(&gap), "{what}");
+    drop(house);
+    assert!(House::open(&memory).is_ok(), "accepted once and for all");
+}
+
+fn lines_of(house: &House, event: &str) -> String {
+    let lines = lines(&house.stores);
+    let name = format!("\"{event}\"");
+    let told = |l: &&Vec<u8>| memchr::memmem::find(l, name.as_bytes()).is_some();
+    String::from_utf8(lines.iter().find(told).unwrap().clone()).unwrap()
+}
+
+fn frame_fact(line: &str, name: &str) -> String {
+    crate::audit::recover::fact(line, name).unwrap().to_owned()
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::{Relieved, Writer};
 use crate::audit::board::LAZY;
+use crate::audit::device::Lost;
 use crate::audit::office::PRIMARY;
 use crate::clock;
 
@@ -13,22 +14,35 @@ impl Writer {
     /// goes back to the primary if that works again.
     pub(super) fn tick(&mut self) -> Result<(), Relieved> {
         self.count_out();
-        let missing = match self.call(|device| Ok(device.missing())) {
-            Ok(missing) => missing,
-            Err(_) => return Err(Relieved::Failing),
-        };
-        if let Some(file) = missing {
-            let file = file.display().to_string();
-            tracing::error!(
-                file,
-                "the live audit segment was removed or renamed; going on in a new one"
-            );
-            self.note("segment_lost", vec![("file", file)]);
-        }
+        self.look_for_segment()?;
         if self.at != PRIMARY && self.office.can_return() {
             self.hand_back()?;
         }
         Ok(())
+    }
+
+    /// Puts the live segment back if it was removed or renamed.
+    pub(super) fn look_for_segment(&mut self) -> Result<(), Relieved> {
+        match self.call(|device| Ok(device.lost())) {
+            Ok(Some(lost)) => self.tell_lost(&lost),
+            Ok(None) => {}
+            Err(_) => return Err(Relieved::Failing),
+        }
+        Ok(())
+    }
+
+    pub(super) fn tell_lost(&mut self, lost: &Lost) {
+        let file = lost.file.display().to_string();
+        let (name, told) = match &lost.restored {
+            Ok(restored) => ("restored", restored.display().to_string()),
+            Err(error) => ("error", error.to_string()),
+        };
+        tracing::error!(
+            file,
+            restored = lost.restored.is_ok(),
+            "the live audit segment was removed or renamed; going on in a new one"
+        );
+        self.note("segment_lost", vec![("file", file), (name, told)]);
     }
 
     pub(super) fn count_out(&mut self) {

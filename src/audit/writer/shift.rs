@@ -81,12 +81,10 @@ impl Writer {
     }
 
     pub(super) fn hand_back(&mut self) -> Result<(), Relieved> {
-        let closed = self.call(|device| {
-            device.close();
-            Ok(())
-        });
-        if closed.is_err() {
-            return Err(Relieved::Failing);
+        match self.call(|device| Ok(device.close())) {
+            Ok(Some(lost)) => self.tell_lost(&lost),
+            Ok(None) => {}
+            Err(_) => return Err(Relieved::Failing),
         }
         let ledger = std::mem::take(&mut self.ledger);
         self.office.hand_over(PRIMARY, ledger, "it works again");
@@ -108,6 +106,7 @@ impl Writer {
                 break;
             }
         }
+        self.look_for_segment()?;
         self.note("closed", vec![("open", open.to_string())]);
         match self.write() {
             Ok(()) => self.ledger.batch.publish(&office.seats),
@@ -119,10 +118,7 @@ impl Writer {
         for seat in office.seats.iter() {
             seat.fail();
         }
-        let closed = self.call(|device| {
-            device.close();
-            Ok(())
-        });
+        let closed = self.call(|device| Ok(device.close()));
         match closed {
             Err(Halt::Relieved) => Err(Relieved::Failing),
             _ => Ok(()),

@@ -68,7 +68,7 @@ impl Scene {
         if seen.is_empty() {
             return;
         }
-        let admitted = admitted_now(&self.place.state(), 6);
+        let admitted = admitted_now(&[self.place.state().join("audit")], 6);
         let early: Vec<_> = seen.iter().filter(|id| !admitted.contains(*id)).collect();
         assert!(early.is_empty(), "let in before it was on disk: {early:?}");
         self.checked += seen.len();

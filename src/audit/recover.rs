@@ -116,8 +116,8 @@ fn follow(open: &mut HashMap<Id, (Way, u64)>, line: &Line<'_>, segment: u64) {
 
 /// What is damage, and no write that was cut short.
 fn damage(name: Name, found: &Found) -> Option<Damage> {
-    let torn = |damage: &Damage| !name.closed && !(damage.followed && found.synced);
-    found.damage.filter(|damage| !torn(damage))
+    let is_later = |damage: &Damage| name.closed || (damage.followed && found.synced);
+    found.damage.filter(is_later)
 }
 
 impl Recovered {

@@ -260,11 +260,11 @@ fn open(side: Side, folder: &Path, metrics: &Arc<Metrics>) -> Result<Journal> {
         },
         on_failure: OnFailure::Refuse,
         wait_budget: Duration::from_secs(5),
-        standby_dir: None,
         stall_after: Duration::from_secs(5), // a slow disk is no error here
         segment_bytes: SEGMENT_BYTES,
         query_values: Vec::new(),
         secret_paths: Vec::new(),
+        ..Audit::default()
     };
     Ok(Journal::open(folder, &settings, 1, Arc::clone(metrics))?)
 }

@@ -29,6 +29,7 @@ mod denials;
 mod device;
 mod epochs;
 mod frame;
+mod keeper;
 mod ledger;
 #[cfg(test)]
 mod model;
@@ -45,8 +46,9 @@ mod start;
 mod verify;
 mod writer;
 
-use board::Board;
 pub use board::Trouble;
+use board::{Board, Patience};
+use keeper::Rules;
 use office::Office;
 pub use opening::OpenError;
 pub use recover::OnDamage;
@@ -189,6 +191,12 @@ impl Journal {
         }
     }
 
+    /// Goes by changed settings, as far as they can change while running; the others must be the same.
+    pub fn adapt(&self, settings: &Audit) {
+        self.0.board.set_patience(Patience::of(settings));
+        self.0.office.set_rules(Rules::of(settings));
+    }
+
     /// Why records cannot be made durable at present; `None` if they can.
     pub fn trouble(&self) -> Option<Trouble> {
         self.0.board.trouble()
@@ -212,7 +220,7 @@ impl Journal {
             }
         });
         if seat.is_shared() {
-            let budget = self.0.board.patience.budget;
+            let budget = self.0.board.budget();
             timeout(budget, wait).await.unwrap_or(false)
         } else {
             wait.await

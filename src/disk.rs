@@ -10,7 +10,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use nix::fcntl::OFlag;
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::fs::{FallocateFlags, fallocate, statvfs};
 
 #[cfg(test)]
 pub(crate) mod memory;
@@ -65,6 +65,27 @@ impl Disk {
             Self::Machine => Ok(std::fs::metadata(path)?.dev()),
             #[cfg(test)]
             Self::Memory(memory) => Ok(memory.device()),
+        }
+    }
+
+    /// Bytes that can still be written where `path` is.
+    pub(crate) fn free(&self, path: &Path) -> io::Result<u64> {
+        match self {
+            Self::Machine => {
+                let of = statvfs(path)?;
+                Ok(of.f_bavail.saturating_mul(of.f_frsize))
+            }
+            #[cfg(test)]
+            Self::Memory(memory) => Ok(memory.free()),
+        }
+    }
+
+    /// The length of a file.
+    pub(crate) fn len(&self, path: &Path) -> io::Result<u64> {
+        match self {
+            Self::Machine => Ok(std::fs::metadata(path)?.len()),
+            #[cfg(test)]
+            Self::Memory(memory) => Ok(memory.read(path)?.len() as u64),
         }
     }
 

@@ -65,6 +65,10 @@ pub struct Metrics {
     pub journal_failures: Counter,
     /// 1 while the standby directory is in use, else 0.
     pub journal_standby: Gauge,
+    /// Bytes that can still be written where the audit log is; of its directories, the one with the least.
+    pub journal_free_bytes: Gauge,
+    /// 1 while that is less than `audit.min_free`, else 0.
+    pub journal_space_low: Gauge,
     /// 1 while the fixed address is on this machine; IPv4, IPv6. -1 where none is configured.
     pub fixed_address: [Gauge; 2],
     /// Generation of the snapshot in force.
@@ -172,6 +176,8 @@ impl Metrics {
             journal_healthy: Gauge::default(),
             journal_failures: Counter::default(),
             journal_standby: Gauge::default(),
+            journal_free_bytes: Gauge::default(),
+            journal_space_low: Gauge::default(),
             generation: Gauge::default(),
             reload_failures: Counter::default(),
             limiter_keys: Gauge::default(),
@@ -212,6 +218,16 @@ impl Metrics {
             "journal_standby",
             "1 while the audit log is written to its standby directory",
             self.journal_standby.clone(),
+        );
+        r.register(
+            "journal_free_bytes",
+            "Bytes that can still be written where the audit log is",
+            self.journal_free_bytes.clone(),
+        );
+        r.register(
+            "journal_space_low",
+            "1 while the audit log has less free space than audit.min_free",
+            self.journal_space_low.clone(),
         );
         r.register(
             "snapshot_generation",

@@ -123,7 +123,7 @@ fn the_full_example_has_every_key() {
             );
         }
     }
-    assert_eq!(tables, 22);
+    assert_eq!(tables, 23);
 }
 
 #[test]
@@ -678,10 +678,6 @@ sandbox = 'on'
 [admin]
 token_file = 'x'
 # admin.token_file | the admin listener is on loopback only
-
-[audit]
-retain = { days = 1 }
-# audit.retain | remove closed segments yourself once they are copied away
 
 [audit]
 seal_every = '1s'

@@ -23,11 +23,11 @@ fn settings() -> Audit {
         durability: Durability::Sync,
         on_failure: OnFailure::Refuse,
         wait_budget: Duration::from_secs(5),
-        standby_dir: None,
         stall_after: Duration::from_secs(5),
         segment_bytes: 1 << 20,
         query_values: Vec::new(),
         secret_paths: Vec::new(),
+        ..Audit::default()
     }
 }
 

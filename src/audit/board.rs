@@ -10,6 +10,7 @@ use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use crate::clock;
+use crate::config::typed::Audit;
 
 /// Nothing to write.
 pub(super) const IDLE: u8 = 0;
@@ -34,7 +35,8 @@ pub(super) struct Board {
     ended: AtomicBool,
     /// First `seq` of the segment that is being written.
     segment: AtomicU64,
-    pub(super) patience: Patience,
+    budget_ns: AtomicU64,
+    stall_after_ns: AtomicU64,
     pub(super) counts: Counts,
 }
 
@@ -45,6 +47,15 @@ pub(super) struct Patience {
     pub(super) budget: Duration,
     /// A call to the device that lasts longer hangs.
     pub(super) stall_after: Duration,
+}
+
+impl Patience {
+    pub(super) fn of(settings: &Audit) -> Self {
+        Self {
+            budget: settings.wait_budget,
+            stall_after: settings.stall_after,
+        }
+    }
 }
 
 /// What happened while records could not be made durable.
@@ -83,7 +94,7 @@ impl Trouble {
 
 impl Board {
     pub(super) fn new(patience: Patience) -> Self {
-        Self {
+        let board = Self {
             attention: AtomicU8::new(IDLE),
             writer: Mutex::new(None),
             origin: clock::now(),
@@ -92,9 +103,30 @@ impl Board {
             closing: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             segment: AtomicU64::new(0),
-            patience,
+            budget_ns: AtomicU64::new(0),
+            stall_after_ns: AtomicU64::new(0),
             counts: Counts::default(),
-        }
+        };
+        board.set_patience(patience);
+        board
+    }
+
+    /// May change while running.
+    pub(super) fn set_patience(&self, patience: Patience) {
+        let ns = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        self.budget_ns.store(ns(patience.budget), Ordering::Relaxed);
+        self.stall_after_ns
+            .store(ns(patience.stall_after), Ordering::Relaxed);
+    }
+
+    /// How long anybody waits for a record.
+    pub(super) fn budget(&self) -> Duration {
+        Duration::from_nanos(self.budget_ns.load(Ordering::Relaxed))
+    }
+
+    /// After what time a call to the device hangs.
+    pub(super) fn stall_after(&self) -> Duration {
+        Duration::from_nanos(self.stall_after_ns.load(Ordering::Relaxed))
     }
 
     /// Asks for a write.
@@ -203,7 +235,7 @@ impl Board {
             return None;
         }
         let lasted = Duration::from_nanos(self.since_origin().saturating_sub(since));
-        (lasted > self.patience.stall_after).then_some(lasted)
+        (lasted > self.stall_after()).then_some(lasted)
     }
 
     fn since_origin(&self) -> u64 {

@@ -15,6 +15,7 @@ use proptest::prelude::*;
 use super::board::{Board, Patience};
 use super::device::Device;
 use super::frame::{self, Kind};
+use super::keeper::Rules;
 use super::ledger::{Batch, Ledger};
 use super::office::{Office, PRIMARY};
 use super::order::{Placed, order};
@@ -24,7 +25,7 @@ use super::writer::Writer;
 use super::{OnDamage, OpenError, recover, standby, verify};
 use crate::addr::{Destination, Peer};
 use crate::clock::{self, Id};
-use crate::config::typed::Durability;
+use crate::config::typed::{Durability, Retain};
 use crate::disk::Disk;
 use crate::disk::memory::{Fault, Memory, Torn};
 use crate::outcome::{Outcome, Refusal};
@@ -32,6 +33,7 @@ use crate::record::{After, Before, Denied, Dial};
 use crate::telemetry::{Metrics, Way};
 
 mod crowd;
+mod keeping;
 mod mishaps;
 mod takeover;
 mod tamper;
@@ -41,6 +43,14 @@ const BUDGET: Duration = Duration::from_secs(60);
 const PATIENCE: Patience = Patience {
     budget: BUDGET,
     stall_after: BUDGET,
+};
+
+const RULES: Rules = Rules {
+    retain: Retain {
+        days: 1,
+        max_bytes: None,
+    },
+    min_free: 0,
 };
 
 /// A journal without threads.
@@ -118,7 +128,7 @@ impl House {
         let seats = super::start::make_seats(&board, BOUNDS, 0);
         let metrics = Arc::new(Metrics::new());
         let dirs = stores.iter().map(|store| store.dir.clone());
-        let (office, calls) = Office::open(&board, &seats, metrics, dirs);
+        let (office, calls) = Office::open(&board, &seats, metrics, RULES, dirs);
         let device = |store: &Store| Device::new(store.clone(), Spares::here(store.clone()));
         let writer = |(at, store)| Writer::new(&office, at, device(store));
         let mut writers: Vec<_> = stores.iter().enumerate().map(writer).map(Some).collect();

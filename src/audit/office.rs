@@ -13,6 +13,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::board::Board;
+use super::keeper::Rules;
 use super::ledger::{Ledger, Shelf};
 use super::seat::Seat;
 use crate::clock::{self, Id};
@@ -24,6 +25,7 @@ pub(super) const PRIMARY: usize = 0;
 /// The watch looks so often within the time after which a call hangs.
 const LOOKS: u32 = 4;
 const LOOK_MIN: Duration = Duration::from_millis(2);
+const LOOK_MAX: Duration = Duration::from_secs(1);
 
 pub(super) struct Office {
     pub(super) board: Arc<Board>,
@@ -31,6 +33,7 @@ pub(super) struct Office {
     pub(super) metrics: Arc<Metrics>,
     pub(super) log_id: Id,
     pub(super) shelf: Shelf,
+    rules: Mutex<Rules>,
     /// Primary first.
     posts: Vec<Post>,
     /// Whose writer has the ledger.
@@ -51,6 +54,7 @@ impl Office {
         board: &Arc<Board>,
         seats: &Arc<[Arc<Seat>]>,
         metrics: Arc<Metrics>,
+        rules: Rules,
         dirs: impl IntoIterator<Item = PathBuf>,
     ) -> (Arc<Self>, Vec<Receiver<Ledger>>) {
         let (mut posts, mut calls) = (Vec::new(), Vec::new());
@@ -69,6 +73,7 @@ impl Office {
             metrics,
             log_id: Id::new(),
             shelf: Shelf::new(board),
+            rules: Mutex::new(rules),
             posts,
             writing: AtomicUsize::new(PRIMARY),
         };
@@ -78,6 +83,22 @@ impl Office {
     /// The directory of device `at`, which is one of ours.
     pub(super) fn dir(&self, at: usize) -> &Path {
         self.posts.get(at).map_or(Path::new(""), |post| &post.dir)
+    }
+
+    /// What is asked of the keeper.
+    pub(super) fn rules(&self) -> Rules {
+        *self.rules.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn set_rules(&self, rules: Rules) {
+        *self.rules.lock().unwrap_or_else(PoisonError::into_inner) = rules;
+    }
+
+    /// Has an event recorded, soon; gives by what to ask whether it is durable, unless there is no room for it.
+    pub(super) fn announce(&self, event: &Event) -> Option<(&Seat, u64)> {
+        let seat = self.seats.last()?;
+        let ticket = seat.announce(|out| event.encode(clock::wall_ns(), out))?;
+        Some((seat, ticket))
     }
 
     /// A device whose writer rests.
@@ -158,10 +179,9 @@ impl Office {
 
     /// Notices a hang and ends it, if somebody rests; until the log has ended.
     pub(super) fn watch(&self) {
-        let every = (self.board.patience.stall_after / LOOKS).max(LOOK_MIN);
         let mut told = false;
         while !self.board.has_ended() {
-            thread::sleep(every);
+            thread::sleep((self.board.stall_after() / LOOKS).clamp(LOOK_MIN, LOOK_MAX));
             let healthy = self.board.trouble().is_none();
             self.metrics.journal_healthy.set(i64::from(healthy));
             let stalled = self.board.stalled();

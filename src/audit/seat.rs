@@ -154,7 +154,7 @@ impl Seat {
         let segment = self.board.segment();
         inside.open.add(segment, 1);
         inside.issued += 1;
-        let (number, deadline) = (inside.issued, now + self.board.patience.budget);
+        let (number, deadline) = (inside.issued, now + self.board.budget());
         let waker = waker.clone();
         inside.waiting.push_back(Waiting { waker, deadline });
         let (spawn, kick) = (!inside.released, !inside.timed);
@@ -240,16 +240,33 @@ impl Seat {
 
     /// Queues a note, if there is room.
     pub(super) fn note(&self, encode: impl FnOnce(&mut Vec<u8>)) -> bool {
-        let mut inside = self.lock();
-        let notes = &mut inside.queues.notes;
-        if notes.len() + RECORD_BYTES_MAX > NOTE_BYTES_MAX {
-            return false;
+        let queued = self.lock().note(encode);
+        if queued {
+            self.mark(LAZY);
         }
-        encode(notes);
-        notes.push(b'\n');
+        queued
+    }
+
+    /// Queues a note, if there is room, and gives the number of its ticket; nobody is woken for it.
+    pub(super) fn announce(&self, encode: impl FnOnce(&mut Vec<u8>)) -> Option<u64> {
+        let mut inside = self.lock();
+        if !inside.note(encode) {
+            return None;
+        }
+        inside.issued += 1;
+        let number = inside.issued;
+        inside.waiting.push_back(Waiting {
+            waker: Waker::noop().clone(),
+            deadline: clock::now(),
+        });
         drop(inside);
         self.mark(LAZY);
-        true
+        Some(number)
+    }
+
+    /// Whether what the ticket of this number is for is durable.
+    pub(super) fn is_durable(&self, number: u64) -> bool {
+        self.durable.load(Ordering::Acquire) >= number
     }
 
     /// Called when the seat's thread has run out of ready tasks.
@@ -335,6 +352,16 @@ impl Seat {
 }
 
 impl Inside {
+    fn note(&mut self, encode: impl FnOnce(&mut Vec<u8>)) -> bool {
+        let notes = &mut self.queues.notes;
+        if self.closed || notes.len() + RECORD_BYTES_MAX > NOTE_BYTES_MAX {
+            return false;
+        }
+        encode(notes);
+        notes.push(b'\n');
+        true
+    }
+
     /// The ticket of the first who waits.
     fn first(&self) -> u64 {
         self.issued + 1 - self.waiting.len() as u64

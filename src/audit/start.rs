@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use super::board::{Board, Patience};
 use super::device::Device;
+use super::keeper::{Keeper, Rules};
 use super::ledger::{Batch, Ledger};
 use super::office::{Office, PRIMARY};
 use super::opening::{self, OpenError};
@@ -25,6 +26,7 @@ pub(super) struct Plan {
     pub(super) primary: Store,
     pub(super) standby: Option<Store>,
     pub(super) patience: Patience,
+    pub(super) rules: Rules,
     pub(super) bounds: Bounds,
     pub(super) workers: usize,
     pub(super) on_damage: OnDamage,
@@ -42,10 +44,8 @@ impl Plan {
         Self {
             primary: store(state_dir.join("audit")),
             standby: settings.standby_dir.clone().map(store),
-            patience: Patience {
-                budget: settings.wait_budget,
-                stall_after: settings.stall_after,
-            },
+            patience: Patience::of(settings),
+            rules: Rules::of(settings),
             bounds: BOUNDS,
             workers,
             on_damage: damage,
@@ -85,7 +85,8 @@ pub(super) fn start(
     let board = Arc::new(Board::new(plan.patience));
     let seats = make_seats(&board, plan.bounds, plan.workers);
     let dirs = stores.iter().map(|store| store.dir.clone());
-    let (office, calls) = Office::open(&board, &seats, metrics, dirs);
+    let (office, calls) = Office::open(&board, &seats, metrics, plan.rules, dirs);
+    let keeper = Keeper::new(&office, stores.clone());
     let mut writers = Vec::new();
     for (at, store) in stores.into_iter().enumerate() {
         let dir = store.dir.clone();
@@ -100,6 +101,8 @@ pub(super) fn start(
         ..Ledger::default()
     };
     set_going(&office, writers, calls, ledger, &recovered)?;
+    workers::thread("tollgate-keeper", move || keeper.run())
+        .map_err(|error| OpenError::io(office.dir(PRIMARY), "look after", error))?;
     Ok(Desk {
         board,
         office,

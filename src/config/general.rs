@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use super::raw::{Table, Value};
-use super::typed::{Admin, Audit, Durability, Limit, Log, LogFormat, OnFailure, Process};
+use super::typed::{Admin, Audit, Durability, Limit, Log, LogFormat, OnFailure, Process, Retain};
 use super::{ON_FAILURE, units};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -23,6 +23,12 @@ const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST
 
 const DEFAULT_WAIT_BUDGET: Duration = SECOND;
 const DEFAULT_SEGMENT_BYTES: u64 = 64 << 20;
+const DEFAULT_MIN_FREE_BYTES: u64 = 1 << 30;
+const DEFAULT_RETAIN_DAYS: u32 = 365;
+/// A hundred years: for ever.
+const RETAIN_DAYS_MAX: u32 = 36_525;
+/// Of the log, at least so many segments are kept.
+const RETAIN_SEGMENTS_MIN: u64 = 4;
 const NAMES_MAX: usize = 256;
 /// Paths of ToolJet that carry a token.
 const DEFAULT_SECRET_PATHS: [&str; 3] = [
@@ -137,25 +143,33 @@ pub(super) fn log(root: &Table<'_>) -> Log {
     log
 }
 
+impl Default for Audit {
+    /// What holds if the file says nothing.
+    fn default() -> Self {
+        Self {
+            durability: Durability::Sync,
+            on_failure: OnFailure::Refuse,
+            wait_budget: DEFAULT_WAIT_BUDGET,
+            standby_dir: None,
+            stall_after: DEFAULT_WAIT_BUDGET / 2,
+            segment_bytes: DEFAULT_SEGMENT_BYTES,
+            min_free: DEFAULT_MIN_FREE_BYTES,
+            retain: Retain {
+                days: DEFAULT_RETAIN_DAYS,
+                max_bytes: None,
+            },
+            query_values: Vec::new(),
+            secret_paths: DEFAULT_SECRET_PATHS.map(str::to_owned).into(),
+        }
+    }
+}
+
 /// `[audit]`
 pub(super) fn audit(root: &Table<'_>) -> Audit {
-    let mut audit = Audit {
-        durability: Durability::Sync,
-        on_failure: OnFailure::Refuse,
-        wait_budget: DEFAULT_WAIT_BUDGET,
-        standby_dir: None,
-        stall_after: DEFAULT_WAIT_BUDGET / 2,
-        segment_bytes: DEFAULT_SEGMENT_BYTES,
-        query_values: Vec::new(),
-        secret_paths: DEFAULT_SECRET_PATHS.map(str::to_owned).into(),
-    };
+    let mut audit = Audit::default();
     let Some(table) = root.table("audit") else {
         return audit;
     };
-    table.not_yet(
-        "retain",
-        "remove closed segments yourself once they are copied away",
-    );
     table.not_yet(
         "seal_every",
         "`tollgate audit verify` checks sequence and checksums",
@@ -179,6 +193,13 @@ pub(super) fn audit(root: &Table<'_>) -> Audit {
         audit.wait_budget / 2,
     );
     audit.segment_bytes = table.size("segment", 64 << 10..=1 << 30, audit.segment_bytes);
+    audit.min_free = table.size("min_free", 0..=1 << 50, audit.min_free);
+    if let Some(retain) = table.table("retain") {
+        audit.retain.days = retain.integer("days", 1..=RETAIN_DAYS_MAX, audit.retain.days);
+        let least = audit.segment_bytes * RETAIN_SEGMENTS_MIN;
+        let bytes = retain.value("max_bytes");
+        audit.retain.max_bytes = bytes.and_then(|bytes| bytes.size(least..=1 << 50));
+    }
     audit.query_values = names(table.value("query_values"), &|text| {
         if text.is_empty() || text.contains(['&', '=', '#']) {
             let mend = r#"write the name of a query parameter alone, as in "page""#;

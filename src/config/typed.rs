@@ -106,10 +106,22 @@ pub struct Audit {
     pub stall_after: Duration,
     /// Size of one segment file.
     pub segment_bytes: u64,
+    /// Bytes of free space below which it is told that the disk runs full.
+    pub min_free: u64,
+    pub retain: Retain,
     /// Names of query parameters whose values are written as they are.
     pub query_values: Vec<String>,
     /// Path patterns whose `*` segments are secrets, as in `/invitations/*`.
     pub secret_paths: Vec<String>,
+}
+
+/// Which closed segments of the log are kept.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Retain {
+    /// Those whose last record is not older.
+    pub days: u32,
+    /// And of them the newest, up to so much altogether.
+    pub max_bytes: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

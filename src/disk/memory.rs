@@ -93,6 +93,13 @@ impl Memory {
         }
     }
 
+    pub(super) fn free(&self) -> u64 {
+        let state = self.state();
+        state
+            .bytes_max
+            .map_or(u64::MAX, |max| max.saturating_sub(state.used()))
+    }
+
     /// Its own.
     pub(super) fn device(&self) -> u64 {
         Arc::as_ptr(&self.0).addr() as u64
@@ -169,14 +176,9 @@ impl Memory {
     fn create(&self, path: &Path, content: Vec<u8>) -> io::Result<()> {
         let (mut state, called) = self.enter();
         called?;
-        let used: usize = state
-            .seen
-            .values()
-            .map(|f| state.files[*f].seen.len())
-            .sum();
         if state
             .bytes_max
-            .is_some_and(|max| (used + content.len()) as u64 > max)
+            .is_some_and(|max| state.used() + content.len() as u64 > max)
         {
             return Err(io::ErrorKind::StorageFull.into());
         }
@@ -259,6 +261,12 @@ impl Memory {
 }
 
 impl State {
+    /// Bytes of all files that have a name.
+    fn used(&self) -> u64 {
+        let lengths = self.seen.values().map(|f| self.files[*f].seen.len() as u64);
+        lengths.sum()
+    }
+
     fn add(&mut self, path: &Path) -> usize {
         self.files.push(Content::default());
         let file = self.files.len() - 1;

@@ -179,11 +179,11 @@ fn config(at: [SocketAddr; 2], hosts: Vec<HostPattern>) -> Config {
             durability: Durability::Sync,
             on_failure: OnFailure::Refuse,
             wait_budget: second,
-            standby_dir: None,
             stall_after: second,
             segment_bytes: 1 << 20,
             query_values: Vec::new(),
             secret_paths: Vec::new(),
+            ..Audit::default()
         },
         limits: Default::default(),
         ingress: vec![ingress],

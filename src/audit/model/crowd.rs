@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{PATIENCE, dial, lines, store, whole};
+use super::{PATIENCE, RULES, dial, lines, store, whole};
 
 use crate::addr::Destination;
 use crate::audit::board::Patience;
@@ -37,6 +37,7 @@ fn journal(
         primary: store,
         standby: None,
         patience,
+        rules: RULES,
         bounds,
         workers,
         on_damage: OnDamage::Refuse,

@@ -62,9 +62,7 @@ impl Writer {
         let board = &self.office.board;
         let (since, cause) = match self.ledger.down.take() {
             Some((since, cause)) => (since.elapsed(), cause),
-            None if lasted > board.patience.stall_after => {
-                (lasted, "a write took too long".to_owned())
-            }
+            None if lasted > board.stall_after() => (lasted, "a write took too long".to_owned()),
             None => return,
         };
         self.office.metrics.journal_healthy.set(1);

@@ -69,7 +69,7 @@ impl Writer {
         while good < self.probes && !board.is_closing() {
             board.pause(PROBE_EVERY);
             let begun = clock::now();
-            let works = self.probe() && begun.elapsed() <= board.patience.stall_after;
+            let works = self.probe() && begun.elapsed() <= board.stall_after();
             good = if works { good + 1 } else { 0 };
         }
     }

@@ -23,7 +23,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use rustix::thread::{CpuSet, sched_setaffinity};
-use tollgate::audit::{Journal, verify};
+use tollgate::audit::{Journal, Trust, verify};
 use tollgate::clock::{self, Id};
 use tollgate::config::typed::{Audit, Durability, OnFailure};
 use tollgate::outcome::Outcome;
@@ -262,6 +262,9 @@ fn open(side: Side, folder: &Path, metrics: &Arc<Metrics>) -> Result<Journal> {
         wait_budget: Duration::from_secs(5),
         stall_after: Duration::from_secs(5), // a slow disk is no error here
         segment_bytes: SEGMENT_BYTES,
+        seal_every: Duration::from_secs(1),
+        anchors: Vec::new(),
+        receipt_key: None,
         query_values: Vec::new(),
         secret_paths: Vec::new(),
         ..Audit::default()
@@ -295,7 +298,7 @@ fn hold(side: Side, folder: &Path, shift: &Shift) -> Result<f64> {
         return Ok(0.0);
     }
     let log = folder.join("audit");
-    let report = verify(folder)?;
+    let report = verify(&[folder.to_owned()], &Trust::default(), &mut |_| {})?;
     ensure!(
         report.open == 0 && report.entries == shift.entries(),
         "{side:?}: the log holds {} entries, {} of them open, and not {}",

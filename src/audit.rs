@@ -12,7 +12,7 @@ use std::future::poll_fn;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -24,25 +24,33 @@ use crate::outcome::{Outcome, Refusal};
 use crate::record::{After, Before, Denied, Event, TagKey};
 use crate::telemetry::{Metrics, Way};
 
+mod anchor;
 mod board;
 mod denials;
 mod device;
 mod epochs;
 mod frame;
 mod keeper;
+mod keys;
 mod ledger;
 #[cfg(test)]
 mod model;
+mod note;
 mod office;
 mod opening;
 mod order;
+mod proof;
+mod prove;
+mod receipt;
 mod recover;
 mod scan;
+mod seal;
 mod search;
 mod seat;
 mod segment;
 mod standby;
 mod start;
+mod tree;
 mod verify;
 mod writer;
 
@@ -51,11 +59,14 @@ use board::{Board, Patience};
 use keeper::Rules;
 use office::Office;
 pub use opening::OpenError;
+pub use proof::{Disproof, Proof, Proven};
+pub use prove::{ProveError, prove, prove_growth};
+pub use receipt::{Bound, Mark, RECEIPT_KEY_BYTES_MIN, ReceiptKey};
 pub use recover::OnDamage;
 pub use search::{Filter, search, tag_of};
 use seat::{Seat, Ticket};
 use start::Plan;
-pub use verify::{Problem, Report, verify};
+pub use verify::{AnchorReport, OpenEntry, Problem, PublicKey, Report, Trust, verify};
 
 /// How long [`Journal::close`] waits for a disk that hangs.
 const CLOSE_WAIT: Duration = Duration::from_secs(10);
@@ -70,6 +81,7 @@ struct Desk {
     /// One per worker, and the last for all other threads.
     seats: Arc<[Arc<Seat>]>,
     tag_key: TagKey,
+    log_id: Box<str>,
     /// Ends when the writer does; `None` once that has been waited for.
     written: Mutex<Option<Receiver<()>>>,
     /// Held as long as the log may be written.
@@ -80,6 +92,7 @@ struct Desk {
 #[must_use = "dropping it records the entry as aborted"]
 pub struct Admitted {
     entry: Entry,
+    mark: Option<Mark>,
 }
 
 /// One entry; ends itself when dropped.
@@ -127,6 +140,11 @@ impl Journal {
         }
     }
 
+    /// The identifier of this log.
+    pub fn log_id(&self) -> &str {
+        &self.0.log_id
+    }
+
     /// The key of the tags in this log, for [`crate::record::Redaction`].
     pub fn tag_key(&self) -> TagKey {
         self.0.tag_key.clone()
@@ -139,9 +157,34 @@ impl Journal {
         before: &Before<'_>,
         on_failure: OnFailure,
     ) -> Result<Admitted, Refusal> {
+        self.admit_with(id, before, on_failure, None).await
+    }
+
+    /// As [`Self::admit`], with the place of the record, for a receipt.
+    pub async fn admit_marked(
+        &self,
+        id: Id,
+        before: &Before<'_>,
+        on_failure: OnFailure,
+    ) -> Result<Admitted, Refusal> {
+        let mark = Arc::new(OnceLock::new());
+        let admitted = self.admit_with(id, before, on_failure, Some(&mark)).await;
+        admitted.map(|admitted| Admitted {
+            mark: mark.get().copied(),
+            ..admitted
+        })
+    }
+
+    async fn admit_with(
+        &self,
+        id: Id,
+        before: &Before<'_>,
+        on_failure: OnFailure,
+        mark: Option<&Arc<OnceLock<Mark>>>,
+    ) -> Result<Admitted, Refusal> {
         let (seat, started, way) = (self.seat(), clock::now(), before.way());
         let ticket = poll_fn(|context| {
-            Poll::Ready(seat.begin(started, context.waker(), |out| {
+            Poll::Ready(seat.begin(started, context.waker(), mark, |out| {
                 before.encode(id, clock::wall_ns(), out);
             }))
         })
@@ -158,13 +201,13 @@ impl Journal {
             None => false,
         };
         if durable {
-            return Ok(Admitted { entry });
+            return Ok(Admitted { entry, mark: None });
         }
         let counts = &self.0.board.counts;
         match on_failure {
             OnFailure::Continue => {
                 counts.unrecorded.fetch_add(1, Ordering::Relaxed);
-                Ok(Admitted { entry })
+                Ok(Admitted { entry, mark: None })
             }
             OnFailure::Refuse => {
                 counts.refused.fetch_add(1, Ordering::Relaxed);
@@ -267,6 +310,11 @@ impl Admitted {
     /// When the entry was handed to the journal.
     pub fn started(&self) -> Instant {
         self.entry.started
+    }
+
+    /// The place of its record, if that was asked for and is durable.
+    pub fn mark(&self) -> Option<&Mark> {
+        self.mark.as_ref()
     }
 
     /// Writes the terminal record.

@@ -17,6 +17,7 @@ mod ingress;
 mod notes;
 mod raw;
 mod remark;
+mod seals;
 mod sets;
 pub mod typed;
 mod units;
@@ -167,7 +168,7 @@ fn broken(source: &Source, error: &toml::de::Error) -> Remark {
 /// Every section, whether or not an earlier one is right.
 fn whole(root: &Table<'_>, folder: &Path) -> Config {
     let (process, admin) = (general::process(root), general::admin(root));
-    let (log, audit) = (general::log(root), general::audit(root));
+    let (log, audit) = (general::log(root), general::audit(root, folder));
     let (sets, limits) = (Sets::read(root, folder), general::limits(root));
     let names: Vec<&str> = limits.keys().map(String::as_str).collect();
     let mut around = ingress::Around {
@@ -175,6 +176,7 @@ fn whole(root: &Table<'_>, folder: &Path) -> Config {
         limits: &names,
         folder,
         on_failure: audit.on_failure,
+        receipts: audit.receipt_key.is_some(),
         upstreams: ingress::upstreams(root),
     };
     let mut entrances = Vec::new();

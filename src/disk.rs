@@ -5,7 +5,7 @@
 //! business. Directories are 0700, files 0600.
 
 use std::fs::{DirBuilder, OpenOptions, TryLockError};
-use std::io;
+use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -288,6 +288,41 @@ pub(crate) fn lock(path: &Path) -> io::Result<Option<std::fs::File>> {
         Err(TryLockError::WouldBlock) => Ok(None),
         Err(TryLockError::Error(error)) => Err(error),
     }
+}
+
+/// Appends `bytes` to a file outside of the log, made if it is not there, on the device when the call returns. An empty
+/// line parts them from what is there, which may have been torn.
+pub(crate) fn append(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    const PARTED: [u8; 2] = *b"\n\n";
+    let mut file = create().read(true).append(true).create(true).open(path)?;
+    let (length, mut last) = (file.metadata()?.len(), PARTED);
+    if length > 0 {
+        last = [0; 2];
+        file.read_at(&mut last, length.saturating_sub(2))?;
+    }
+    if last != PARTED {
+        file.write_all(&PARTED)?;
+    }
+    file.write_all(bytes)?;
+    file.sync_data()
+}
+
+/// A descriptor that whoever started the process left open for it. One of our own is never given out: those are closed
+/// on exec, which an inherited one was not.
+pub(crate) fn inherited(number: u32) -> io::Result<std::fs::File> {
+    let facts = std::fs::read_to_string(format!("/proc/self/fdinfo/{number}"))?;
+    let flags = facts
+        .lines()
+        .find_map(|line| line.strip_prefix("flags:"))
+        .and_then(|flags| i32::from_str_radix(flags.trim(), 8).ok());
+    let ours = flags.is_none_or(|flags| flags & OFlag::O_CLOEXEC.bits() != 0);
+    if ours {
+        let what = format!("descriptor {number} was not left open by whoever started the process");
+        return Err(io::Error::new(io::ErrorKind::NotFound, what));
+    }
+    OpenOptions::new()
+        .append(true)
+        .open(format!("/proc/self/fd/{number}"))
 }
 
 fn create() -> OpenOptions {

@@ -209,6 +209,8 @@ fn unchangeable(old: &Config, new: &Config) -> Vec<Remark> {
     same("audit.durability", &was.durability, &will.durability);
     same("audit.standby_dir", &was.standby_dir, &will.standby_dir);
     same("audit.segment", &was.segment_bytes, &will.segment_bytes);
+    same("audit.seal_every", &was.seal_every, &will.seal_every);
+    same("audit.anchor", &was.anchors, &will.anchors);
     remarks
 }
 

@@ -10,6 +10,7 @@ use aws_lc_rs::digest;
 use ipnet::IpNet;
 
 use crate::addr::{Host, PrefixSet};
+use crate::audit::ReceiptKey;
 use crate::config::Mistakes;
 use crate::config::typed::{self, Config, HostPattern, OnFailure, Timeouts, Upstream};
 use crate::limit::Quota;
@@ -58,6 +59,8 @@ pub struct Route {
     pub timeouts: Timeouts,
     pub max_body: Option<u64>,
     pub on_failure: OnFailure,
+    /// What the receipt of a forwarded request is made with; `None`: it has none.
+    pub receipt: Option<ReceiptKey>,
 }
 
 /// The egress part, compiled.
@@ -212,6 +215,12 @@ fn route(
         timeouts: route.timeouts,
         max_body: route.max_body,
         on_failure: route.on_failure,
+        receipt: config
+            .audit
+            .receipt_key
+            .as_ref()
+            .filter(|_| route.receipt)
+            .map(|key| ReceiptKey::new(&key.0)),
     })
 }
 

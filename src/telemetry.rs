@@ -63,12 +63,13 @@ pub struct Metrics {
     pub journal_healthy: Gauge,
     /// Failures to write or sync.
     pub journal_failures: Counter,
-    /// 1 while the standby directory is in use, else 0.
-    pub journal_standby: Gauge,
-    /// Bytes that can still be written where the audit log is; of its directories, the one with the least.
-    pub journal_free_bytes: Gauge,
-    /// 1 while that is less than `audit.min_free`, else 0.
-    pub journal_space_low: Gauge,
+    pub journal_disks: Disks,
+    /// Seals that are durable.
+    pub journal_seals: Counter,
+    /// Seals that an anchor took.
+    pub anchored: Counter,
+    /// Seals that an anchor did not take.
+    pub anchor_failures: Counter,
     /// 1 while the fixed address is on this machine; IPv4, IPv6. -1 where none is configured.
     pub fixed_address: [Gauge; 2],
     /// Generation of the snapshot in force.
@@ -79,6 +80,37 @@ pub struct Metrics {
     pub limiter_keys: Gauge<i64>,
     /// Requests counted against the shared overflow bucket because the table was full.
     pub limiter_overflow: Counter,
+}
+
+/// Of the disks that the audit log is on.
+#[derive(Default)]
+pub struct Disks {
+    /// 1 while the standby directory is in use, else 0.
+    pub standby: Gauge,
+    /// Bytes that can still be written; where there is least.
+    pub free_bytes: Gauge,
+    /// 1 while that is less than `audit.min_free`, else 0.
+    pub space_low: Gauge,
+}
+
+impl Disks {
+    fn register(&self, r: &mut Registry) {
+        r.register(
+            "journal_standby",
+            "1 while the audit log is written to its standby directory",
+            self.standby.clone(),
+        );
+        r.register(
+            "journal_free_bytes",
+            "Bytes that can still be written where the audit log is",
+            self.free_bytes.clone(),
+        );
+        r.register(
+            "journal_space_low",
+            "1 while the audit log has less free space than audit.min_free",
+            self.space_low.clone(),
+        );
+    }
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -157,15 +189,8 @@ impl Metrics {
             sessions: per_way(&sessions),
             accepted: WAYS.map(|w| one(&accepted, WayLabel { way: w.as_str() })),
             bytes: WAYS.map(|w| {
-                ["in", "out"].map(|direction| {
-                    one(
-                        &bytes,
-                        FlowLabels {
-                            way: w.as_str(),
-                            direction,
-                        },
-                    )
-                })
+                let way = w.as_str();
+                ["in", "out"].map(|direction| one(&bytes, FlowLabels { way, direction }))
             }),
             journal_sync_seconds: Histogram::new(exponential_buckets(0.000_05, 2.0, 18)),
             fixed_address: ["ipv4", "ipv6"].map(|f| one(&family, FamilyLabel { family: f })),
@@ -175,9 +200,10 @@ impl Metrics {
             journal_syncs: Counter::default(),
             journal_healthy: Gauge::default(),
             journal_failures: Counter::default(),
-            journal_standby: Gauge::default(),
-            journal_free_bytes: Gauge::default(),
-            journal_space_low: Gauge::default(),
+            journal_seals: Counter::default(),
+            anchored: Counter::default(),
+            anchor_failures: Counter::default(),
+            journal_disks: Disks::default(),
             generation: Gauge::default(),
             reload_failures: Counter::default(),
             limiter_keys: Gauge::default(),
@@ -214,21 +240,18 @@ impl Metrics {
             "Failed writes and syncs of the audit log",
             self.journal_failures.clone(),
         );
+        r.register("journal_seals", "Seals written", self.journal_seals.clone());
         r.register(
-            "journal_standby",
-            "1 while the audit log is written to its standby directory",
-            self.journal_standby.clone(),
+            "anchored_seals",
+            "Seals that an anchor took",
+            self.anchored.clone(),
         );
         r.register(
-            "journal_free_bytes",
-            "Bytes that can still be written where the audit log is",
-            self.journal_free_bytes.clone(),
+            "anchor_failures",
+            "Seals that an anchor did not take",
+            self.anchor_failures.clone(),
         );
-        r.register(
-            "journal_space_low",
-            "1 while the audit log has less free space than audit.min_free",
-            self.journal_space_low.clone(),
-        );
+        self.journal_disks.register(r);
         r.register(
             "snapshot_generation",
             "Generation of the configuration in force",

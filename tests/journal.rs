@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tollgate::addr::{Destination, Peer};
-use tollgate::audit::{Admitted, Filter, Journal, OpenError, search, tag_of, verify};
+use tollgate::audit::{
+    Admitted, Filter, Journal, OpenError, Report, Trust, search, tag_of, verify,
+};
 use tollgate::clock::Id;
 use tollgate::config::typed::{Audit, Durability, OnFailure};
 use tollgate::outcome::{Outcome, Refusal};
@@ -25,6 +27,9 @@ fn settings() -> Audit {
         wait_budget: Duration::from_secs(5),
         stall_after: Duration::from_secs(5),
         segment_bytes: 1 << 20,
+        seal_every: Duration::from_secs(1),
+        anchors: Vec::new(),
+        receipt_key: None,
         query_values: Vec::new(),
         secret_paths: Vec::new(),
         ..Audit::default()
@@ -60,6 +65,10 @@ fn served() -> After {
         bytes_out: 2,
         ends: None,
     }
+}
+
+fn check(dir: &Path) -> Report {
+    verify(&[dir.to_owned()], &Trust::default(), &mut |_| {}).unwrap()
 }
 
 /// All records, in the order of the files.
@@ -108,7 +117,11 @@ async fn a_record_is_on_disk_when_admit_returns() {
         .map(|r| r["outcome"].clone())
         .collect();
     assert_eq!(outcomes, ["served", "aborted"]);
-    assert_eq!(all.last().unwrap()["facts"]["open"], "0");
+    let [.., closed, seal] = all.as_slice() else {
+        panic!("{all:?}");
+    };
+    assert_eq!(closed["facts"]["open"], "0");
+    assert_eq!(seal["kind"], "seal");
     assert_eq!(admit(&journal).await.err(), Some(Refusal::AuditUnavailable));
 }
 
@@ -229,7 +242,7 @@ async fn records_are_found_by_what_is_known_of_them() {
     admitted.complete(served());
     let find = |filter: Filter| {
         let mut lines = Vec::new();
-        let count = search(dir.path(), &filter, |line| {
+        let count = search(&[dir.path().to_owned()], &filter, |line| {
             lines.push(String::from_utf8(line.to_vec()).unwrap());
             Ok(())
         });
@@ -238,7 +251,7 @@ async fn records_are_found_by_what_is_known_of_them() {
     };
     let text = |text: &str| Some(text.to_owned());
     let none = Filter::default();
-    let tag = Some(tag_of(dir.path(), "s3cret").unwrap());
+    let tag = Some(tag_of(&[dir.path().to_owned()], "s3cret").unwrap());
     let tagged = find(Filter {
         tag,
         ..none.clone()
@@ -289,7 +302,7 @@ async fn records_are_found_by_what_is_known_of_them() {
         })
         .is_empty()
     );
-    let open = verify(dir.path()).unwrap();
+    let open = check(dir.path());
     assert!(
         open.problem.is_none() && open.unfinished.is_none(),
         "beside the running process: {open:?}"
@@ -311,7 +324,7 @@ async fn records_are_found_by_what_is_known_of_them() {
         .len(),
         1
     );
-    let report = verify(&dir.path().join("audit")).unwrap();
+    let report = check(&dir.path().join("audit"));
     assert!(
         report.problem.is_none() && report.open == 0 && report.entries == 2,
         "{report:?}"
@@ -368,7 +381,7 @@ async fn a_full_disk_refuses_and_recovers_by_itself() {
     }
     assert!(recovered && journal.trouble().is_none());
     journal.close();
-    let report = verify(dir.path()).unwrap();
+    let report = check(dir.path());
     drop(journal);
     mount(&["umount", "-l"]);
     assert!(report.problem.is_none() && report.open == 0, "{report:?}");

@@ -78,7 +78,7 @@ async fn search_finds_what_was_recorded_while_the_process_runs() {
     let _gate = place.start(&(place.head() + &place.ingress(upstream.address, "")));
     let reply = Client::of(&place).get(Version::H1, "/wanted").await;
     let state = place.state();
-    let args = ["audit", "search", "--state-dir", state.to_str().unwrap()];
+    let args = ["audit", "search", state.to_str().unwrap()];
     let found = place.tollgate(&args).ok();
     let records: Vec<serde_json::Value> = found
         .lines()

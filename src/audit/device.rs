@@ -7,6 +7,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use super::seal::SEAL_BYTES_MAX;
 use super::segment::{Segment, Spares, Store};
 
 pub(super) struct Device {
@@ -21,6 +22,8 @@ pub(super) struct Device {
 const PROBE: &str = "probe";
 /// A buffer larger than this is given back after use.
 const KEPT_BYTES_MAX: usize = 4 << 20;
+/// A segment is left when less than this part of it is free and nobody waits, so that its last seal holds nobody up.
+const LAST_PART: u64 = 32;
 
 impl Device {
     pub(super) fn new(store: Store, spares: Spares) -> Self {
@@ -32,9 +35,16 @@ impl Device {
         }
     }
 
-    /// Bytes that still fit into the segment; 0 if there is none.
+    /// Bytes that still fit into the segment beside its last seal; 0 if there is no segment.
     pub(super) fn room(&self) -> u64 {
-        self.segment.as_ref().map_or(0, Segment::room)
+        let room = self.segment.as_ref().map_or(0, Segment::room);
+        room.saturating_sub(SEAL_BYTES_MAX)
+    }
+
+    /// Whether it is time for another segment, before a batch does not fit.
+    pub(super) fn is_nearly_full(&self) -> bool {
+        let full = |segment: &Segment| segment.room() < segment.size() / LAST_PART;
+        self.segment.as_ref().is_some_and(full)
     }
 
     pub(super) fn has_segment(&self) -> bool {
@@ -47,11 +57,15 @@ impl Device {
         segment.append(&self.framed)
     }
 
-    /// Says that what was appended counts.
+    /// Says that what was appended counts. It stays in `framed` until it is forgotten.
     pub(super) fn count(&mut self) {
         if let Some(segment) = &mut self.segment {
             segment.count(self.framed.len());
         }
+    }
+
+    /// Empties the buffer.
+    pub(super) fn forget(&mut self) {
         self.framed.clear();
         if self.framed.capacity() > KEPT_BYTES_MAX {
             self.framed = Vec::new();

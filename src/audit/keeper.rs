@@ -119,12 +119,10 @@ impl Keeper {
             ];
             self.office.announce(&Event { name, facts });
         }
-        let metrics = &self.office.metrics;
+        let disks = &self.office.metrics.journal_disks;
         let least = i64::try_from(least).unwrap_or(i64::MAX);
-        metrics.journal_free_bytes.set(least);
-        metrics
-            .journal_space_low
-            .set(self.short.contains(&true).into());
+        disks.free_bytes.set(least);
+        disks.space_low.set(self.short.contains(&true).into());
         ran_short
     }
 

@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 use super::board::Board;
 use super::epochs::Epochs;
 use super::frame;
-use super::seat::{Queues, Seat};
+use super::receipt::Mark;
+use super::seal::Sealer;
+use super::seat::{Queues, Seat, Wanted};
 use crate::clock;
 use crate::record::Event;
 
@@ -26,6 +28,8 @@ pub(super) struct Ledger {
     /// The number of the next record.
     pub(super) next: u64,
     pub(super) batch: Batch,
+    /// The tree of everything before `next`; there whenever the ledger is.
+    pub(super) sealer: Option<Box<Sealer>>,
     /// Since when nothing can be written, and why.
     pub(super) down: Option<(Instant, String)>,
     /// Where to say that the log is closed.
@@ -42,6 +46,10 @@ pub(super) struct Batch {
     taken: bool,
     /// Per seat: empty buffers to swap with, the last ticket taken and the endings taken.
     seats: Vec<(Queues, u64, Epochs)>,
+    /// Who wants to know the place of a line.
+    wanted: Vec<Wanted>,
+    /// The places of the durable lines, if anybody wants to know one.
+    marks: Vec<Mark>,
 }
 
 /// Where the ledger lies while its writer is at the device.
@@ -73,6 +81,14 @@ impl Batch {
         }
         for (seat, (queues, upto, ended)) in from.iter().zip(&mut self.seats) {
             *upto = seat.take(queues);
+            if !queues.wanted.is_empty() {
+                let before = memchr::memchr_iter(b'\n', &self.lines).count();
+                let placed = queues.wanted.drain(..).map(|Wanted { line, mark }| Wanted {
+                    line: before + line,
+                    mark,
+                });
+                self.wanted.extend(placed);
+            }
             for queue in [&queues.intentions, &queues.endings, &queues.notes] {
                 self.lines.extend_from_slice(queue);
             }
@@ -83,8 +99,19 @@ impl Batch {
         self.taken
     }
 
+    /// Where the places of lines go that are durable now; `None` if nobody wants to know.
+    pub(super) fn marks(&mut self) -> Option<&mut Vec<Mark>> {
+        (!self.wanted.is_empty()).then_some(&mut self.marks)
+    }
+
     /// Tells every seat that all of it is durable, and begins anew.
     pub(super) fn publish(&mut self, to: &[Arc<Seat>]) {
+        for Wanted { line, mark } in self.wanted.drain(..) {
+            if let Some(known) = self.marks.get(line) {
+                mark.set(*known).ok(); // nobody else sets it
+            }
+        }
+        self.marks.clear();
         if std::mem::take(&mut self.taken) {
             for (seat, (_, upto, ended)) in to.iter().zip(&mut self.seats) {
                 seat.publish(*upto, ended);

@@ -31,7 +31,8 @@ pub(super) struct Office {
     pub(super) board: Arc<Board>,
     pub(super) seats: Arc<[Arc<Seat>]>,
     pub(super) metrics: Arc<Metrics>,
-    pub(super) log_id: Id,
+    /// Names this run of the program.
+    pub(super) process: Id,
     pub(super) shelf: Shelf,
     rules: Mutex<Rules>,
     /// Primary first.
@@ -71,7 +72,7 @@ impl Office {
             board: Arc::clone(board),
             seats: Arc::clone(seats),
             metrics,
-            log_id: Id::new(),
+            process: Id::new(),
             shelf: Shelf::new(board),
             rules: Mutex::new(rules),
             posts,
@@ -127,7 +128,10 @@ impl Office {
         };
         post.rests.store(false, Ordering::Release);
         self.writing.store(to, Ordering::Release);
-        self.metrics.journal_standby.set(i64::from(to != PRIMARY));
+        self.metrics
+            .journal_disks
+            .standby
+            .set(i64::from(to != PRIMARY));
         let call = post.call.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(call) = call.as_ref() {
             call.send(ledger).ok(); // it rests, so it is there; at the end of the process nobody minds

@@ -37,6 +37,18 @@ pub enum OpenError {
         "{path} is locked by another process; stop it, or give this one its own `process.state_dir`"
     )]
     Locked { path: PathBuf },
+    /// The key that the log was last sealed with is gone.
+    #[error(
+        "{path} does not hold the key that the audit log is sealed with ({key}); restore it from a copy, or move the segments to \
+         another directory, where they can still be verified, to begin a new log here"
+    )]
+    SealKey { path: PathBuf, key: String },
+    /// Its segments have no tree that could be gone on with.
+    #[error(
+        "{dir}: the audit log there was begun by a release without seals; move its segments to another directory, where they can \
+         still be verified, to begin a new log here"
+    )]
+    Unsealed { dir: PathBuf },
     /// Two segments begin with the same record, and hold more than that.
     #[error(
         "{file} and a file in another directory of the log both hold record {first} and later ones; one is a copy: move it out"

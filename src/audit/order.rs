@@ -82,7 +82,7 @@ fn longest(
         let Some(store) = stores.get(*at) else {
             continue;
         };
-        let found = scan::scan(store, *name, u64::MAX, |_, _| {})?;
+        let found = scan::scan(store, *name, u64::MAX, |_, _, _| {})?;
         measured.push(Rival {
             at: *at,
             name: *name,

@@ -10,9 +10,12 @@ use std::path::Path;
 
 use super::OpenError;
 use super::frame::{Kind, Line};
+use super::note::Note;
 use super::order::{Order, Placed, Rival, order};
 use super::scan::{self, Damage, Found};
+use super::seal::{self, Tail};
 use super::segment::{Name, Store};
+use super::tree;
 use crate::clock::Id;
 use crate::disk::Access;
 use crate::record::Event;
@@ -29,6 +32,10 @@ pub(super) struct Recovered {
     on_damage: OnDamage,
     /// What there is to tell.
     pub(super) events: Vec<Event>,
+    /// The tree of all records, and the key to seal it with; none if there are none.
+    pub(super) tail: Tail,
+    /// The seal that announced that key, if one did.
+    pub(super) announced: Option<Vec<u8>>,
 }
 
 /// What to do about a record that is damaged.
@@ -106,14 +113,6 @@ pub(super) fn fact<'a>(facts: &'a str, name: &str) -> Option<&'a str> {
     Some(rest.split_once('"')?.0)
 }
 
-fn follow(open: &mut HashMap<Id, (Way, u64)>, line: &Line<'_>, segment: u64) {
-    match line.kind {
-        Kind::Before(id, way) => drop(open.insert(id, (way, segment))),
-        Kind::After(id) => drop(open.remove(&id)),
-        Kind::Denied | Kind::Event(..) => {}
-    }
-}
-
 /// What is damage, and no write that was cut short.
 fn damage(name: Name, found: &Found) -> Option<Damage> {
     let is_later = |damage: &Damage| name.closed || (damage.followed && found.synced);
@@ -121,13 +120,38 @@ fn damage(name: Name, found: &Found) -> Option<Damage> {
 }
 
 impl Recovered {
+    fn follow(&mut self, line: &Line<'_>, bytes: &[u8], segment: u64) {
+        match line.kind {
+            Kind::Before(id, way) => drop(self.open.insert(id, (way, segment))),
+            Kind::After(id) => drop(self.open.remove(&id)),
+            Kind::Event("segment", facts) => {
+                if let Some(tail) = Tail::read(facts).filter(|tail| tail.edge.size() < line.seq) {
+                    self.tail.key = tail.key;
+                    if self.tail.edge.size() != tail.edge.size() {
+                        self.tail.edge = tail.edge; // the first that is read, or behind a gap
+                    }
+                }
+            }
+            Kind::Seal => {
+                let next = seal::note(bytes)
+                    .as_deref()
+                    .and_then(|note| Note::parse(note)?.unproven()?.next);
+                if next.is_some() {
+                    self.tail.key = next;
+                    self.announced = Some([bytes, b"\n"].concat());
+                }
+            }
+            Kind::Denied | Kind::Event(..) => {}
+        }
+        self.tail.edge.push(tree::leaf(bytes));
+    }
+
     /// Goes through one segment; closes it if it is open.
     fn read(&mut self, store: &Store, segment: &Placed) -> Result<(), OpenError> {
-        let (name, open) = (segment.name, &mut self.open);
-        let found = scan::scan(store, name, segment.limit, |line, _| {
-            follow(open, line, name.first);
-        })
-        .map_err(|error| OpenError::io(&store.path(name), "read", error))?;
+        let name = segment.name;
+        let each = |line: &Line<'_>, bytes: &[u8], _| self.follow(line, bytes, name.first);
+        let found = scan::scan(store, name, segment.limit, each)
+            .map_err(|error| OpenError::io(&store.path(name), "read", error))?;
         self.next = found.next;
         match (damage(name, &found), self.on_damage) {
             (None, _) if name.closed => Ok(()),
@@ -151,6 +175,9 @@ impl Recovered {
         damage: Damage,
     ) -> Result<(), OpenError> {
         self.next = found.next.max(found.beyond);
+        for _ in found.next..self.next {
+            self.tail.edge.push(tree::leaf(b"")); // the tree has a place for what is missing
+        }
         let facts = vec![
             ("file", store.path(name).display().to_string()),
             ("offset", damage.place.offset.to_string()),

@@ -8,9 +8,9 @@
 
 use std::cell::Cell;
 use std::collections::VecDeque;
-use std::mem;
+
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
@@ -19,10 +19,12 @@ use tokio::sync::Notify;
 use super::board::{Board, IDLE, LAZY, WANTED};
 use super::denials::Denials;
 use super::epochs::Epochs;
+use super::receipt::Mark;
 use crate::clock;
-use crate::record::{AFTER_BYTES_MAX, Denied, DeniedCount, RECORD_BYTES_MAX};
+use crate::record::{AFTER_BYTES_MAX, Denied, RECORD_BYTES_MAX};
 use crate::workers;
 
+mod collect;
 mod release;
 
 /// What one seat holds at most. A value, so that a test can have less.
@@ -100,6 +102,16 @@ pub(super) struct Queues {
     pub(super) notes: Vec<u8>,
     /// What the endings end.
     pub(super) ended: Epochs,
+    /// How many intentions there are, and who wants to know the place of theirs.
+    lines: usize,
+    pub(super) wanted: Vec<Wanted>,
+}
+
+/// Where the writer puts the mark of one intention, before it says that it is durable.
+pub(super) struct Wanted {
+    /// Which of the intentions.
+    pub(super) line: usize,
+    pub(super) mark: Arc<OnceLock<Mark>>,
 }
 
 /// A place in the queue, and the entry that took it.
@@ -135,11 +147,13 @@ impl Seat {
         }
     }
 
-    /// Queues a BEFORE record; `None` if there is no room, or no hope that it becomes durable.
+    /// Queues a BEFORE record; `None` if there is no room, or no hope that it becomes durable. `mark` is set by the time
+    /// that it is durable.
     pub(super) fn begin(
         self: &Arc<Self>,
         now: Instant,
         waker: &Waker,
+        mark: Option<&Arc<OnceLock<Mark>>>,
         encode: impl FnOnce(&mut Vec<u8>),
     ) -> Option<Ticket> {
         let mut inside = self.lock();
@@ -151,6 +165,12 @@ impl Seat {
         }
         encode(&mut inside.queues.intentions);
         inside.queues.intentions.push(b'\n');
+        let line = inside.queues.lines;
+        inside.queues.lines += 1;
+        if let Some(mark) = mark {
+            let mark = Arc::clone(mark);
+            inside.queues.wanted.push(Wanted { line, mark });
+        }
         let segment = self.board.segment();
         inside.open.add(segment, 1);
         inside.issued += 1;
@@ -285,55 +305,6 @@ impl Seat {
         }
     }
 
-    /// Called by the writer: swaps what waits with the empty `queues`, and gives the last ticket in it.
-    pub(super) fn take(&self, queues: &mut Queues) -> u64 {
-        let mut inside = self.lock();
-        mem::swap(&mut inside.queues, queues);
-        inside.issued
-    }
-
-    /// Called by the writer: gives out the counted denials.
-    pub(super) fn take_denials(&self, out: &mut Vec<DeniedCount>) {
-        out.extend(self.lock().denials.drain());
-    }
-
-    /// Called by the writer: everything up to ticket `upto` and all of `ended` is durable.
-    pub(super) fn publish(&self, upto: u64, ended: &mut Epochs) {
-        self.lock().open.subtract(ended);
-        self.durable.store(upto, Ordering::Release);
-        self.wake();
-    }
-
-    /// Called by the writer: nobody who waits now gets a durable record in time. Gives how many were told.
-    pub(super) fn fail(&self) -> u64 {
-        let inside = self.lock();
-        self.failed.store(inside.issued, Ordering::Release);
-        let told = inside.waiting.len() as u64;
-        drop(inside);
-        self.wake();
-        told
-    }
-
-    /// Called by the writer: takes no more records. Gives whether any had come since the last look, and how many
-    /// entries are open.
-    pub(super) fn close(&self) -> (bool, u64) {
-        let mut inside = self.lock();
-        let Queues {
-            intentions,
-            endings,
-            notes,
-            ..
-        } = &inside.queues;
-        let empty = intentions.is_empty() && endings.is_empty() && notes.is_empty();
-        inside.closed = empty;
-        (empty, inside.open.total())
-    }
-
-    /// The oldest segment that holds an open entry.
-    pub(super) fn oldest(&self) -> Option<u64> {
-        self.lock().open.oldest()
-    }
-
     pub(super) fn is_shared(&self) -> bool {
         self.shared
     }
@@ -371,6 +342,8 @@ impl Inside {
 impl Queues {
     /// Empties it, keeping what is worth keeping.
     pub(super) fn clear(&mut self) {
+        self.lines = 0;
+        self.wanted.clear();
         for queue in [&mut self.intentions, &mut self.endings, &mut self.notes] {
             queue.clear();
             if queue.capacity() > KEPT_BYTES_MAX {

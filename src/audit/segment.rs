@@ -6,6 +6,7 @@
 //! state_dir/audit/spare                        the next one, made ahead: zeros only
 //! state_dir/audit/quarantine/                  bytes that recovery could not read, never deleted
 //! state_dir/audit/tag.key                      the key of the tags in records
+//! state_dir/audit/seal.*                       keys of the seals, drawn in `keys`
 //! ```
 //!
 //! The number is the `seq` of the first record, which is an event `segment`. A file is written front to back, each
@@ -280,6 +281,11 @@ impl Segment {
     /// Bytes that still fit.
     pub(super) fn room(&self) -> u64 {
         self.size.saturating_sub(self.len)
+    }
+
+    /// Bytes that fit into it.
+    pub(super) fn size(&self) -> u64 {
+        self.size
     }
 
     /// Writes one batch behind what counts. After an error the segment is good for [`Self::abandon`] only.

@@ -12,6 +12,7 @@ use super::ledger::{Batch, Ledger};
 use super::office::{Office, PRIMARY};
 use super::opening::{self, OpenError};
 use super::recover::{self, OnDamage, Recovered};
+use super::seal::{Sealer, Sealing};
 use super::seat::{BOUNDS, Bounds, Seat};
 use super::segment::{Spares, Store};
 use super::writer::Writer;
@@ -27,6 +28,7 @@ pub(super) struct Plan {
     pub(super) standby: Option<Store>,
     pub(super) patience: Patience,
     pub(super) rules: Rules,
+    pub(super) sealing: Sealing,
     pub(super) bounds: Bounds,
     pub(super) workers: usize,
     pub(super) on_damage: OnDamage,
@@ -46,6 +48,10 @@ impl Plan {
             standby: settings.standby_dir.clone().map(store),
             patience: Patience::of(settings),
             rules: Rules::of(settings),
+            sealing: Sealing {
+                every: settings.seal_every,
+                anchors: settings.anchors.clone(),
+            },
             bounds: BOUNDS,
             workers,
             on_damage: damage,
@@ -84,6 +90,9 @@ pub(super) fn start(
     let recovered = recover::recover(&stores, plan.on_damage)?;
     let board = Arc::new(Board::new(plan.patience));
     let seats = make_seats(&board, plan.bounds, plan.workers);
+    let shared = seats.last().cloned();
+    let sealer = Sealer::open(&plan.primary, &recovered, plan.sealing, shared, &metrics)?;
+    let log_id = sealer.log_id().into();
     let dirs = stores.iter().map(|store| store.dir.clone());
     let (office, calls) = Office::open(&board, &seats, metrics, plan.rules, dirs);
     let keeper = Keeper::new(&office, stores.clone());
@@ -97,6 +106,7 @@ pub(super) fn start(
     let (done, written) = sync_channel(1);
     let ledger = Ledger {
         batch: Batch::new(seats.len()),
+        sealer: Some(Box::new(sealer)),
         done: Some(done),
         ..Ledger::default()
     };
@@ -108,6 +118,7 @@ pub(super) fn start(
         office,
         seats,
         tag_key,
+        log_id,
         written: Mutex::new(Some(written)),
         _lock: lock,
     })

@@ -24,6 +24,7 @@ const TICK: Duration = Duration::from_secs(1);
 /// Attempts to write one batch before the log counts as down.
 const ATTEMPTS: u32 = 2;
 mod chores;
+mod sealing;
 mod shift;
 
 pub(super) struct Writer {
@@ -32,6 +33,8 @@ pub(super) struct Writer {
     at: usize,
     device: Device,
     pub(super) ledger: Ledger,
+    /// Whether what the device has framed counts, but is not in the tree yet.
+    fresh: bool,
     ticked: Instant,
     /// How often in a row the device had to work before it was used again.
     probes: u32,
@@ -62,6 +65,7 @@ impl Writer {
             at,
             device,
             ledger: Ledger::default(),
+            fresh: false,
             ticked: clock::now(),
             probes: 0,
         }
@@ -74,22 +78,21 @@ impl Writer {
             self.ticked = now;
             self.tick()?;
         }
-        if !self.take() {
-            return Ok(());
-        }
-        let written = self.write();
-        let lasted = now.elapsed();
-        match written {
-            Ok(()) => {
-                let metrics = &self.office.metrics;
-                metrics.journal_sync_seconds.observe(lasted.as_secs_f64());
-                self.ledger.batch.publish(&self.office.seats);
-                self.recovered(lasted);
-                Ok(())
+        if self.take() {
+            let written = self.attempt(Self::write_rest);
+            let lasted = now.elapsed();
+            match written {
+                Ok(()) => {
+                    let metrics = &self.office.metrics;
+                    metrics.journal_sync_seconds.observe(lasted.as_secs_f64());
+                    self.publish();
+                    self.recovered(lasted);
+                }
+                Err(Halt::Failed(error)) => return self.failed(&error),
+                Err(Halt::Relieved) => return Err(Relieved::Failing),
             }
-            Err(Halt::Failed(error)) => self.failed(&error),
-            Err(Halt::Relieved) => Err(Relieved::Failing),
         }
+        self.keep_sealed(now)
     }
 
     /// Goes on from what was recovered: begins a segment, and ends in it what an earlier process left open.
@@ -108,12 +111,18 @@ impl Writer {
             self.ledger.note(event);
         }
         self.take();
-        match self.write() {
+        let mut written = self.attempt(Self::write_rest);
+        if written.is_ok() {
+            self.publish();
+            if recovered.next > 1 {
+                written = self.attempt(Self::seal_now); // what an earlier process could not
+            }
+        }
+        match written {
             Ok(()) => {}
             Err(Halt::Failed(error)) => return Err(error),
             Err(Halt::Relieved) => return Err(io::ErrorKind::TimedOut.into()),
         }
-        self.ledger.batch.publish(&self.office.seats);
         self.office.metrics.journal_healthy.set(1);
         Ok(())
     }
@@ -123,11 +132,17 @@ impl Writer {
         self.ledger.batch.take(&self.office.seats)
     }
 
-    /// Makes the rest of the batch durable.
-    fn write(&mut self) -> Result<(), Halt> {
+    /// Tells every seat that the batch is durable.
+    fn publish(&mut self) {
+        self.ledger.batch.publish(&self.office.seats);
+        self.absorb(); // nobody waits for it
+    }
+
+    /// Takes a step that writes; when that fails, once more in a fresh segment.
+    fn attempt(&mut self, step: fn(&mut Self) -> Result<(), Halt>) -> Result<(), Halt> {
         let mut attempts = 1;
         loop {
-            match self.write_rest() {
+            match step(self) {
                 Err(Halt::Failed(error)) => {
                     self.office.metrics.journal_failures.inc();
                     self.call(|device| {
@@ -144,6 +159,7 @@ impl Writer {
         }
     }
 
+    /// Makes the rest of the batch durable.
     fn write_rest(&mut self) -> Result<(), Halt> {
         while let Some(rest) = self.ledger.batch.rest() {
             let line = memchr::memchr(b'\n', rest).unwrap_or_default() + 1;
@@ -153,10 +169,12 @@ impl Writer {
                 self.turn_over()?;
                 continue;
             }
+            self.absorb();
             let Ledger { next, batch, .. } = &self.ledger;
             let (count, bytes) = batch.frame(*next, room, &mut self.device.framed);
             self.append(count)?;
             self.ledger.batch.advance(bytes);
+            self.absorb_batch();
         }
         if !self.device.has_segment() {
             self.turn_over()?;
@@ -164,25 +182,29 @@ impl Writer {
         Ok(())
     }
 
-    /// Begins a new segment; closes the one before, whose records are durable already.
+    /// Begins a new segment; seals and closes the one before, whose records are durable already.
     fn turn_over(&mut self) -> Result<(), Halt> {
-        let first = self.ledger.next;
-        let lost = self.call(|device| Ok(device.close()))?;
-        if let Some(lost) = lost {
+        self.seal_segment()?;
+        if let Some(lost) = self.call(|device| Ok(device.close()))? {
             self.tell_lost(&lost);
         }
+        let first = self.ledger.next;
         self.call(|device| device.begin(first))?;
         let oldest = self.office.seats.iter().filter_map(|seat| seat.oldest());
         let durability = format!("{:?}", self.device.store.durability).to_lowercase();
-        let facts = vec![
-            ("log_id", self.office.log_id.to_string()),
+        let sealer = self.ledger.sealer.as_ref();
+        let log_id = sealer.map_or("", |sealer| sealer.log_id());
+        let mut facts = vec![
+            ("log_id", log_id.to_owned()),
+            ("process", self.office.process.to_string()),
             ("previous", (first - 1).to_string()),
             ("open_since", oldest.min().unwrap_or(first).to_string()),
             ("durability", durability),
         ];
+        facts.extend(sealer.into_iter().flat_map(|sealer| sealer.facts()));
         let (mut inside, name) = (Vec::new(), "segment");
         Event { name, facts }.encode(clock::wall_ns(), &mut inside);
-        self.device.framed.clear();
+        self.device.forget();
         frame::append(&mut self.device.framed, first, Some(1), &inside);
         self.append(1)?;
         self.office.board.set_segment(first);
@@ -193,6 +215,7 @@ impl Writer {
     fn append(&mut self, count: u64) -> Result<(), Halt> {
         self.call(Device::append)?;
         self.device.count();
+        self.fresh = true;
         self.ledger.next += count;
         self.office.metrics.journal_syncs.inc();
         self.office.metrics.journal_records.inc_by(count);

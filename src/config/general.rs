@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use super::raw::{Table, Value};
 use super::typed::{Admin, Audit, Durability, Limit, Log, LogFormat, OnFailure, Process, Retain};
-use super::{ON_FAILURE, units};
+use super::{ON_FAILURE, seals, units};
 
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -153,6 +153,9 @@ impl Default for Audit {
             standby_dir: None,
             stall_after: DEFAULT_WAIT_BUDGET / 2,
             segment_bytes: DEFAULT_SEGMENT_BYTES,
+            seal_every: SECOND,
+            anchors: Vec::new(),
+            receipt_key: None,
             min_free: DEFAULT_MIN_FREE_BYTES,
             retain: Retain {
                 days: DEFAULT_RETAIN_DAYS,
@@ -165,15 +168,11 @@ impl Default for Audit {
 }
 
 /// `[audit]`
-pub(super) fn audit(root: &Table<'_>) -> Audit {
+pub(super) fn audit(root: &Table<'_>, folder: &Path) -> Audit {
     let mut audit = Audit::default();
     let Some(table) = root.table("audit") else {
         return audit;
     };
-    table.not_yet(
-        "seal_every",
-        "`tollgate audit verify` checks sequence and checksums",
-    );
     table.not_yet("identity", "records hold the client address, not the user");
     table.not_yet(
         "sink",
@@ -200,6 +199,13 @@ pub(super) fn audit(root: &Table<'_>) -> Audit {
         let bytes = retain.value("max_bytes");
         audit.retain.max_bytes = bytes.and_then(|bytes| bytes.size(least..=1 << 50));
     }
+    audit.seal_every = table.duration(
+        "seal_every",
+        Duration::from_millis(100)..=HOUR,
+        audit.seal_every,
+    );
+    audit.anchors = seals::anchors(&table);
+    audit.receipt_key = seals::receipt_key(&table, folder);
     audit.query_values = names(table.value("query_values"), &|text| {
         if text.is_empty() || text.contains(['&', '=', '#']) {
             let mend = r#"write the name of a query parameter alone, as in "page""#;

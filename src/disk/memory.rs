@@ -147,6 +147,13 @@ impl Memory {
         };
     }
 
+    /// Whether `bytes` are anywhere, files included that have no name any more.
+    pub(crate) fn holds(&self, bytes: &[u8]) -> bool {
+        let state = self.state();
+        let mut contents = state.files.iter().flat_map(|file| [&file.seen, &file.kept]);
+        contents.any(|content| memchr::memmem::find(content, bytes).is_some())
+    }
+
     pub(super) fn make_dir(&self, _: &Path) -> io::Result<()> {
         let (state, called) = self.enter();
         called?;

@@ -23,8 +23,12 @@ const CLAIMED_ID_BYTES_MAX: usize = 128;
 const NAME_BYTES_MAX: usize = 256;
 const ADDRESSES_MAX: usize = 16;
 const TARGET_BYTES_MAX: usize = 256;
-const FACT_BYTES_MAX: usize = 1024;
+/// The edge of a tree of 2^64 - 1 records has room.
+const FACT_BYTES_MAX: usize = 3 * 1024;
+/// All facts of one event, their names not counted.
+const FACTS_BYTES_MAX: usize = 32 * 1024;
 const FACTS_MAX: usize = 32;
+const NOTE_BYTES_MAX: usize = 2048;
 /// No terminal record is longer: it holds nothing from outside.
 pub(crate) const AFTER_BYTES_MAX: usize = 512;
 
@@ -175,11 +179,29 @@ impl Event {
         fields.word("name", self.name);
         if !self.facts.is_empty() {
             fields.object("facts", |inner| {
+                let mut left = FACTS_BYTES_MAX;
                 for (name, value) in self.facts.iter().take(FACTS_MAX) {
-                    inner.text(name, value.as_bytes(), FACT_BYTES_MAX);
+                    left -= inner.text(name, value.as_bytes(), left.min(FACT_BYTES_MAX));
                 }
             });
         }
+        fields.close();
+    }
+}
+
+/// A signed checkpoint over all records before it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Seal<'a> {
+    pub(crate) note: &'a str,
+}
+
+impl Seal<'_> {
+    /// Appends the seal.
+    pub(crate) fn encode(&self, wall_ns: u64, out: &mut Vec<u8>) {
+        let mut fields = Fields::new(out);
+        fields.word("kind", "seal");
+        fields.time("time", wall_ns);
+        fields.text("note", self.note.as_bytes(), NOTE_BYTES_MAX);
         fields.close();
     }
 }

@@ -7,6 +7,7 @@ use super::{PATIENCE, RULES, dial, lines, store, whole};
 
 use crate::addr::Destination;
 use crate::audit::board::Patience;
+use crate::audit::seal::Sealing;
 use crate::audit::seat::{BOUNDS, Bounds};
 use crate::audit::start::{Plan, start};
 use crate::audit::{Admitted, Journal, OnDamage, Trouble};
@@ -38,6 +39,10 @@ fn journal(
         standby: None,
         patience,
         rules: RULES,
+        sealing: Sealing {
+            every: Duration::from_millis(100),
+            anchors: Vec::new(),
+        },
         bounds,
         workers,
         on_damage: OnDamage::Refuse,

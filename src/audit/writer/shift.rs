@@ -50,9 +50,9 @@ impl Writer {
             if self.ledger.down.is_some() {
                 office.board.pause(RETRY);
             } else {
-                office
-                    .board
-                    .wait(TICK.saturating_sub(self.ticked.elapsed()));
+                let tick = TICK.saturating_sub(self.ticked.elapsed());
+                let seal = self.seal_due(clock::now()).unwrap_or(tick);
+                office.board.wait(tick.min(seal));
             }
         }
         self.finish()
@@ -81,10 +81,8 @@ impl Writer {
     }
 
     pub(super) fn hand_back(&mut self) -> Result<(), Relieved> {
-        match self.call(|device| Ok(device.close())) {
-            Ok(Some(lost)) => self.tell_lost(&lost),
-            Ok(None) => {}
-            Err(_) => return Err(Relieved::Failing),
+        if self.close_segment().is_err() {
+            return Err(Relieved::Failing);
         }
         let ledger = std::mem::take(&mut self.ledger);
         self.office.hand_over(PRIMARY, ledger, "it works again");
@@ -108,8 +106,8 @@ impl Writer {
         }
         self.look_for_segment()?;
         self.note("closed", vec![("open", open.to_string())]);
-        match self.write() {
-            Ok(()) => self.ledger.batch.publish(&office.seats),
+        match self.attempt(Self::write_rest) {
+            Ok(()) => self.publish(),
             Err(Halt::Failed(error)) => {
                 tracing::error!(%error, "the last audit records could not be written; the next start records how far they got");
             }
@@ -118,10 +116,12 @@ impl Writer {
         for seat in office.seats.iter() {
             seat.fail();
         }
-        let closed = self.call(|device| Ok(device.close()));
-        match closed {
-            Err(Halt::Relieved) => Err(Relieved::Failing),
-            _ => Ok(()),
+        if let Err(Halt::Relieved) = self.close_segment() {
+            return Err(Relieved::Failing);
         }
+        if let Some(sealer) = &mut self.ledger.sealer {
+            sealer.end();
+        }
+        Ok(())
     }
 }

@@ -79,10 +79,8 @@ impl Health {
         if self.draining.load(Ordering::Acquire) {
             return Err("draining".to_owned());
         }
-        if !self.journal.healthy() {
-            return Err(
-                "the audit log cannot be written; look at the state directory's disk".to_owned(),
-            );
+        if let Some(trouble) = self.journal.trouble() {
+            return Err(trouble.as_str().to_owned());
         }
         if !self.fixed_present.load(Ordering::Acquire) {
             return Err("the fixed egress address is not on this machine".to_owned());

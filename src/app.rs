@@ -17,7 +17,7 @@ use tracing::Level;
 
 use crate::acme::{Plan, Steward};
 use crate::admin::{Admin, Health};
-use crate::audit::{self, Journal};
+use crate::audit::{self, Journal, OnDamage};
 use crate::config::typed::LogFormat;
 use crate::config::{self, Mistakes, Warning};
 use crate::dial;
@@ -79,13 +79,17 @@ struct Signals {
 /// How often it is checked that the fixed addresses are still on this machine.
 const FIXED_ADDRESS_EVERY: Duration = Duration::from_secs(2);
 
-/// Serves what the configuration file says until the process is told to stop.
-pub fn run(file: &Path) -> Result<(), AppError> {
-    run_with(file, || Ok(()))
+/// Serves what the configuration file says until the process is told to stop. `damage` is that of the audit log.
+pub fn run(file: &Path, damage: OnDamage) -> Result<(), AppError> {
+    run_with(file, damage, || Ok(()))
 }
 
 /// As [`run`], and calls `started` once everything is accepting.
-pub fn run_with(file: &Path, started: impl FnOnce() -> io::Result<()>) -> Result<(), AppError> {
+pub fn run_with(
+    file: &Path,
+    damage: OnDamage,
+    started: impl FnOnce() -> io::Result<()>,
+) -> Result<(), AppError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -93,7 +97,7 @@ pub fn run_with(file: &Path, started: impl FnOnce() -> io::Result<()>) -> Result
         let _inside = runtime.enter();
         Signals::new()?
     };
-    let mut house = House::build(file)?;
+    let mut house = House::build(file, damage)?;
     started()?;
     runtime.block_on(async {
         house.serve(&mut signals).await;
@@ -104,7 +108,7 @@ pub fn run_with(file: &Path, started: impl FnOnce() -> io::Result<()>) -> Result
 }
 
 impl House {
-    fn build(file: &Path) -> Result<Self, AppError> {
+    fn build(file: &Path, damage: OnDamage) -> Result<Self, AppError> {
         let (config, warnings) = config::load(file).map_err(AppError::Config)?;
         telemetry::subscribe(config.log.format == LogFormat::Json, config.log.level);
         warn(&warnings);
@@ -112,7 +116,8 @@ impl House {
         ports(&config);
         let metrics = Arc::new(Metrics::new());
         let count = config.process.workers;
-        let journal = Journal::open(
+        let journal = Journal::open_despite(
+            damage,
             &config.process.state_dir,
             &config.audit,
             count,

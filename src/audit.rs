@@ -11,8 +11,8 @@
 use std::future::poll_fn;
 use std::path::Path;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -20,34 +20,53 @@ use tokio::time::timeout;
 
 use crate::clock::{self, Id};
 use crate::config::typed::{Audit, OnFailure};
-use crate::disk::Disk;
 use crate::outcome::{Outcome, Refusal};
 use crate::record::{After, Before, Denied, Event, TagKey};
 use crate::telemetry::{Metrics, Way};
-use crate::workers;
 
+mod anchor;
 mod board;
 mod denials;
+mod device;
 mod epochs;
 mod frame;
+mod keeper;
+mod keys;
+mod ledger;
 #[cfg(test)]
 mod model;
+mod note;
+mod office;
 mod opening;
+mod order;
+mod proof;
+mod prove;
+mod receipt;
 mod recover;
 mod scan;
+mod seal;
 mod search;
 mod seat;
 mod segment;
+mod standby;
+mod start;
+mod tree;
 mod verify;
 mod writer;
 
-use board::Board;
+pub use board::Trouble;
+use board::{Board, Patience};
+use keeper::Rules;
+use office::Office;
 pub use opening::OpenError;
+pub use proof::{Disproof, Proof, Proven};
+pub use prove::{ProveError, prove, prove_growth};
+pub use receipt::{Bound, Mark, RECEIPT_KEY_BYTES_MIN, ReceiptKey};
+pub use recover::OnDamage;
 pub use search::{Filter, search, tag_of};
-use seat::{BOUNDS, Bounds, Seat, Ticket};
-use segment::{Spares, Store};
-pub use verify::{Problem, Report, verify};
-use writer::Writer;
+use seat::{Seat, Ticket};
+use start::Plan;
+pub use verify::{AnchorReport, OpenEntry, Problem, PublicKey, Report, Trust, verify};
 
 /// How long [`Journal::close`] waits for a disk that hangs.
 const CLOSE_WAIT: Duration = Duration::from_secs(10);
@@ -58,11 +77,13 @@ pub struct Journal(Arc<Desk>);
 
 struct Desk {
     board: Arc<Board>,
+    office: Arc<Office>,
     /// One per worker, and the last for all other threads.
     seats: Arc<[Arc<Seat>]>,
     tag_key: TagKey,
-    /// Ends when the writer does.
-    written: Mutex<Receiver<()>>,
+    log_id: Box<str>,
+    /// Ends when the writer does; `None` once that has been waited for.
+    written: Mutex<Option<Receiver<()>>>,
     /// Held as long as the log may be written.
     _lock: std::fs::File,
 }
@@ -71,6 +92,7 @@ struct Desk {
 #[must_use = "dropping it records the entry as aborted"]
 pub struct Admitted {
     entry: Entry,
+    mark: Option<Mark>,
 }
 
 /// One entry; ends itself when dropped.
@@ -91,58 +113,19 @@ impl Journal {
         seats: usize,
         metrics: Arc<Metrics>,
     ) -> Result<Self, OpenError> {
-        let store = Store {
-            disk: Disk::Machine,
-            dir: state_dir.join("audit"),
-            segment_bytes: settings.segment_bytes,
-            durability: settings.durability,
-        };
-        Self::start(
-            state_dir,
-            store,
-            settings.wait_budget,
-            seats,
-            BOUNDS,
-            metrics,
-        )
+        Self::open_despite(OnDamage::Refuse, state_dir, settings, seats, metrics)
     }
 
-    fn start(
+    /// As [`Self::open`], with or without damaged records.
+    pub fn open_despite(
+        damage: OnDamage,
         state_dir: &Path,
-        store: Store,
-        budget: Duration,
-        workers: usize,
-        bounds: Bounds,
+        settings: &Audit,
+        seats: usize,
         metrics: Arc<Metrics>,
     ) -> Result<Self, OpenError> {
-        let make = |dir| {
-            let made = store.disk.make_dir(dir);
-            made.map_err(|error| OpenError::io(dir, "make the directory", error))
-        };
-        make(state_dir)?;
-        let lock = opening::lock(state_dir)?;
-        make(&store.dir)?;
-        let tag_key = opening::tag_key(&store)?;
-        let failed = |error| OpenError::io(&store.dir, "write", error);
-        let recovered = recover::recover(&store)?;
-        let spares = Spares::start(store.clone()).map_err(failed)?;
-        let board = Arc::new(Board::new(budget));
-        let seats = make_seats(&board, bounds, workers);
-        let mut writer = Writer::new(&board, &seats, store.clone(), spares, metrics);
-        writer.begin(&recovered).map_err(failed)?;
-        let (done, written) = sync_channel(0);
-        workers::thread("tollgate-journal", move || {
-            writer.run();
-            drop(done);
-        })
-        .map_err(failed)?;
-        Ok(Self(Arc::new(Desk {
-            board,
-            seats,
-            tag_key,
-            written: Mutex::new(written),
-            _lock: lock,
-        })))
+        let plan = Plan::of(state_dir, settings, seats, damage);
+        start::start(state_dir, plan, metrics).map(|desk| Self(Arc::new(desk)))
     }
 
     /// Says that the current thread is worker `seat`, whose park hook calls [`Journal::park`].
@@ -157,6 +140,11 @@ impl Journal {
         }
     }
 
+    /// The identifier of this log.
+    pub fn log_id(&self) -> &str {
+        &self.0.log_id
+    }
+
     /// The key of the tags in this log, for [`crate::record::Redaction`].
     pub fn tag_key(&self) -> TagKey {
         self.0.tag_key.clone()
@@ -169,9 +157,34 @@ impl Journal {
         before: &Before<'_>,
         on_failure: OnFailure,
     ) -> Result<Admitted, Refusal> {
+        self.admit_with(id, before, on_failure, None).await
+    }
+
+    /// As [`Self::admit`], with the place of the record, for a receipt.
+    pub async fn admit_marked(
+        &self,
+        id: Id,
+        before: &Before<'_>,
+        on_failure: OnFailure,
+    ) -> Result<Admitted, Refusal> {
+        let mark = Arc::new(OnceLock::new());
+        let admitted = self.admit_with(id, before, on_failure, Some(&mark)).await;
+        admitted.map(|admitted| Admitted {
+            mark: mark.get().copied(),
+            ..admitted
+        })
+    }
+
+    async fn admit_with(
+        &self,
+        id: Id,
+        before: &Before<'_>,
+        on_failure: OnFailure,
+        mark: Option<&Arc<OnceLock<Mark>>>,
+    ) -> Result<Admitted, Refusal> {
         let (seat, started, way) = (self.seat(), clock::now(), before.way());
         let ticket = poll_fn(|context| {
-            Poll::Ready(seat.begin(started, context.waker(), |out| {
+            Poll::Ready(seat.begin(started, context.waker(), mark, |out| {
                 before.encode(id, clock::wall_ns(), out);
             }))
         })
@@ -188,13 +201,13 @@ impl Journal {
             None => false,
         };
         if durable {
-            return Ok(Admitted { entry });
+            return Ok(Admitted { entry, mark: None });
         }
         let counts = &self.0.board.counts;
         match on_failure {
             OnFailure::Continue => {
                 counts.unrecorded.fetch_add(1, Ordering::Relaxed);
-                Ok(Admitted { entry })
+                Ok(Admitted { entry, mark: None })
             }
             OnFailure::Refuse => {
                 counts.refused.fetch_add(1, Ordering::Relaxed);
@@ -221,9 +234,15 @@ impl Journal {
         }
     }
 
-    /// Whether records can be made durable at present.
-    pub fn healthy(&self) -> bool {
-        self.0.board.is_healthy()
+    /// Goes by changed settings, as far as they can change while running; the others must be the same.
+    pub fn adapt(&self, settings: &Audit) {
+        self.0.board.set_patience(Patience::of(settings));
+        self.0.office.set_rules(Rules::of(settings));
+    }
+
+    /// Why records cannot be made durable at present; `None` if they can.
+    pub fn trouble(&self) -> Option<Trouble> {
+        self.0.board.trouble()
     }
 
     /// Writes everything that was handed over, closes the segment and stops. Blocks, at most for ten seconds. What is
@@ -244,7 +263,7 @@ impl Journal {
             }
         });
         if seat.is_shared() {
-            let budget = self.0.board.budget;
+            let budget = self.0.board.budget();
             timeout(budget, wait).await.unwrap_or(false)
         } else {
             wait.await
@@ -265,10 +284,14 @@ impl Journal {
 impl Desk {
     fn close(&self) {
         self.board.close();
-        let written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
-        if written.recv_timeout(CLOSE_WAIT) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(written) = written.take() else {
+            return;
+        };
+        if written.recv_timeout(CLOSE_WAIT) == Err(RecvTimeoutError::Timeout) {
             tracing::error!("the audit log's disk hangs; the last records may be missing");
         }
+        self.office.end();
     }
 }
 
@@ -287,6 +310,11 @@ impl Admitted {
     /// When the entry was handed to the journal.
     pub fn started(&self) -> Instant {
         self.entry.started
+    }
+
+    /// The place of its record, if that was asked for and is durable.
+    pub fn mark(&self) -> Option<&Mark> {
+        self.mark.as_ref()
     }
 
     /// Writes the terminal record.
@@ -317,9 +345,4 @@ impl Drop for Entry {
     fn drop(&mut self) {
         self.end(&After::nothing_moved(Outcome::Aborted));
     }
-}
-
-fn make_seats(board: &Arc<Board>, bounds: Bounds, workers: usize) -> Arc<[Arc<Seat>]> {
-    let seat = |at| Arc::new(Seat::new(Arc::clone(board), bounds, at, workers));
-    (0..=workers).map(seat).collect()
 }

@@ -54,7 +54,7 @@ Examples:
   tollgate demo
   tollgate check --config /etc/tollgate/tollgate.toml
   tollgate run --config /etc/tollgate/tollgate.toml
-  tollgate audit search --state-dir /var/lib/tollgate --client 203.0.113.9 --since 1h";
+  tollgate audit search --client 203.0.113.9 --since 1h";
 
 /// Runs the command that the arguments name.
 pub fn main() -> ExitCode {

@@ -19,6 +19,7 @@ mod ingress;
 mod notes;
 mod raw;
 mod remark;
+mod seals;
 mod sets;
 mod tickets;
 mod tls;
@@ -173,7 +174,7 @@ fn whole(root: &Table<'_>, folder: &Path) -> Config {
     let (limits, store) = general::limits(root, folder);
     let process = general::process(root, folder, store.as_ref());
     let admin = general::admin(root);
-    let (log, audit) = (general::log(root), general::audit(root));
+    let (log, audit) = (general::log(root), general::audit(root, folder));
     let sets = Sets::read(root, folder);
     let names: Vec<&str> = limits.keys().map(String::as_str).collect();
     let mut around = ingress::Around {
@@ -184,6 +185,7 @@ fn whole(root: &Table<'_>, folder: &Path) -> Config {
         redis: store.as_ref(),
         on_failure: audit.on_failure,
         asks: false,
+        receipts: audit.receipt_key.is_some(),
         upstreams: ingress::upstreams(root),
     };
     let mut entrances = Vec::new();

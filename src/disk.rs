@@ -5,11 +5,12 @@
 //! business. Directories are 0700, files 0600.
 
 use std::fs::{DirBuilder, OpenOptions, TryLockError};
-use std::io::{self, Read as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-use rustix::fs::{FallocateFlags, OFlags, fallocate};
+use nix::fcntl::OFlag;
+use rustix::fs::{FallocateFlags, fallocate, statvfs};
 
 #[cfg(test)]
 pub(crate) mod memory;
@@ -43,19 +44,48 @@ pub(crate) enum Access {
 
 /// Bytes written at once when a file is filled with zeros.
 const FILL_BYTES: usize = 1 << 20;
+/// Bytes read at once when a file is copied.
+const COPY_BYTES: usize = 256 << 10;
 const FILE_MODE: u32 = 0o600;
 const DIR_MODE: u32 = 0o700;
 
 impl Disk {
-    /// Makes a directory and those above it; no error if it is there.
+    /// Makes a directory and those above it, names on the device; no error if it is there.
     pub(crate) fn make_dir(&self, path: &Path) -> io::Result<()> {
         match self {
-            Self::Machine => DirBuilder::new()
-                .recursive(true)
-                .mode(DIR_MODE)
-                .create(path),
+            Self::Machine => made_dir(path),
             #[cfg(test)]
             Self::Memory(memory) => memory.make_dir(path),
+        }
+    }
+
+    /// The number of the device that `path` is on.
+    pub(crate) fn device(&self, path: &Path) -> io::Result<u64> {
+        match self {
+            Self::Machine => Ok(std::fs::metadata(path)?.dev()),
+            #[cfg(test)]
+            Self::Memory(memory) => Ok(memory.device()),
+        }
+    }
+
+    /// Bytes that can still be written where `path` is.
+    pub(crate) fn free(&self, path: &Path) -> io::Result<u64> {
+        match self {
+            Self::Machine => {
+                let of = statvfs(path)?;
+                Ok(of.f_bavail.saturating_mul(of.f_frsize))
+            }
+            #[cfg(test)]
+            Self::Memory(memory) => Ok(memory.free()),
+        }
+    }
+
+    /// The length of a file.
+    pub(crate) fn len(&self, path: &Path) -> io::Result<u64> {
+        match self {
+            Self::Machine => Ok(std::fs::metadata(path)?.len()),
+            #[cfg(test)]
+            Self::Memory(memory) => Ok(memory.read(path)?.len() as u64),
         }
     }
 
@@ -100,16 +130,46 @@ impl Disk {
         }
     }
 
-    /// Makes a new file with `content`, on the device; an error if it is there.
+    /// Makes a file with `content`, on the device; replaces what is there. It has its name only once it is whole.
     pub(crate) fn create_with(&self, path: &Path, content: &[u8]) -> io::Result<()> {
         match self {
             Self::Machine => {
-                let file = create().create_new(true).open(path)?;
+                let part = path.with_added_extension("part");
+                let file = create().create(true).truncate(true).open(&part)?;
                 file.write_all_at(content, 0)?;
-                file.sync_all()
+                file.sync_all()?;
+                std::fs::rename(&part, path)
             }
             #[cfg(test)]
             Self::Memory(memory) => memory.create_with(path, content),
+        }
+    }
+
+    /// As [`Self::create_with`], with the bytes of another file from `start` up to `end`, however many.
+    pub(crate) fn create_from(
+        &self,
+        path: &Path,
+        from: &File,
+        start: u64,
+        end: u64,
+    ) -> io::Result<()> {
+        match self {
+            Self::Machine => {
+                let part = path.with_added_extension("part");
+                let file = create().create(true).truncate(true).open(&part)?;
+                from.each_piece(start, end, |piece, at| file.write_all_at(piece, at))?;
+                file.sync_all()?;
+                std::fs::rename(&part, path)
+            }
+            #[cfg(test)]
+            Self::Memory(memory) => {
+                let mut content = Vec::new();
+                from.each_piece(start, end, |piece, _| {
+                    content.extend_from_slice(piece);
+                    Ok(())
+                })?;
+                memory.create_with(path, &content)
+            }
         }
     }
 
@@ -120,7 +180,8 @@ impl Disk {
                 let mut options = OpenOptions::new();
                 options.read(true).write(access != Access::Read);
                 if access == Access::Durable {
-                    options.custom_flags(i32::try_from(OFlags::DSYNC.bits()).unwrap_or_default());
+                    // Not rustix's `OFlags::DSYNC`: on Linux that is `O_SYNC`, which syncs times as well at each write.
+                    options.custom_flags(OFlag::O_DSYNC.bits());
                 }
                 options.open(path).map(File::Machine)
             }
@@ -176,6 +237,26 @@ impl File {
         }
     }
 
+    /// Gives what is from `start` up to `end` in pieces, each with its place in all of them.
+    fn each_piece(
+        &self,
+        start: u64,
+        end: u64,
+        mut give: impl FnMut(&[u8], u64) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let (mut buffer, mut at) = (vec![0; COPY_BYTES], start);
+        while at < end {
+            let most = usize::try_from(end - at).map_or(COPY_BYTES, |rest| rest.min(COPY_BYTES));
+            let read = self.read_at(buffer.get_mut(..most).unwrap_or_default(), at)?;
+            if read == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            give(buffer.get(..read).unwrap_or_default(), at - start)?;
+            at += read as u64;
+        }
+        Ok(())
+    }
+
     /// Cuts it to `bytes`, on the device.
     pub(crate) fn truncate(&self, bytes: u64) -> io::Result<()> {
         match self {
@@ -219,6 +300,41 @@ pub(crate) fn lock(path: &Path) -> io::Result<Option<std::fs::File>> {
     }
 }
 
+/// Appends `bytes` to a file outside of the log, made if it is not there, on the device when the call returns. An empty
+/// line parts them from what is there, which may have been torn.
+pub(crate) fn append(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    const PARTED: [u8; 2] = *b"\n\n";
+    let mut file = create().read(true).append(true).create(true).open(path)?;
+    let (length, mut last) = (file.metadata()?.len(), PARTED);
+    if length > 0 {
+        last = [0; 2];
+        file.read_at(&mut last, length.saturating_sub(2))?;
+    }
+    if last != PARTED {
+        file.write_all(&PARTED)?;
+    }
+    file.write_all(bytes)?;
+    file.sync_data()
+}
+
+/// A descriptor that whoever started the process left open for it. One of our own is never given out: those are closed
+/// on exec, which an inherited one was not.
+pub(crate) fn inherited(number: u32) -> io::Result<std::fs::File> {
+    let facts = std::fs::read_to_string(format!("/proc/self/fdinfo/{number}"))?;
+    let flags = facts
+        .lines()
+        .find_map(|line| line.strip_prefix("flags:"))
+        .and_then(|flags| i32::from_str_radix(flags.trim(), 8).ok());
+    let ours = flags.is_none_or(|flags| flags & OFlag::O_CLOEXEC.bits() != 0);
+    if ours {
+        let what = format!("descriptor {number} was not left open by whoever started the process");
+        return Err(io::Error::new(io::ErrorKind::NotFound, what));
+    }
+    OpenOptions::new()
+        .append(true)
+        .open(format!("/proc/self/fd/{number}"))
+}
+
 fn create() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.write(true).mode(FILE_MODE);
@@ -238,6 +354,22 @@ pub(crate) fn regular(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
         return Err(io::ErrorKind::FileTooLarge.into());
     }
     Ok(bytes)
+}
+
+fn made_dir(path: &Path) -> io::Result<()> {
+    let above = match path.parent() {
+        None => return Ok(()), // the root
+        Some(above) if above.as_os_str().is_empty() => Path::new("."),
+        Some(above) => above,
+    };
+    let sync = || std::fs::File::open(above)?.sync_all();
+    if path.is_dir() {
+        sync().ok(); // in case an earlier process ended before its sync; somebody else's may not be for us to open
+        return Ok(());
+    }
+    made_dir(above)?;
+    DirBuilder::new().mode(DIR_MODE).create(path)?;
+    sync()
 }
 
 fn zeroed(path: &Path, bytes: u64, access: Access) -> io::Result<()> {

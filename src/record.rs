@@ -16,7 +16,7 @@ mod json;
 mod redact;
 
 pub use certificate::{Certificate, Features, Who};
-pub(crate) use encode::{AFTER_BYTES_MAX, DeniedCount};
+pub(crate) use encode::{AFTER_BYTES_MAX, DeniedCount, Seal};
 pub use redact::{Redaction, TAG_KEY_BYTES, TagKey};
 
 /// No BEFORE, denied or event record is longer, its frame not counted.

@@ -115,6 +115,7 @@ impl Reloader {
                 ("previous_config_sha256", self.live.load().hash.clone()),
             ],
         });
+        self.journal.adapt(&snapshot.config.audit);
         self.live.replace(snapshot);
         self.metrics
             .generation
@@ -224,8 +225,10 @@ fn unchangeable(old: &Config, new: &Config) -> Vec<Remark> {
     same("log.level", &old.log.level, &new.log.level);
     let (was, will) = (&old.audit, &new.audit);
     same("audit.durability", &was.durability, &will.durability);
-    same("audit.wait_budget", &was.wait_budget, &will.wait_budget);
+    same("audit.standby_dir", &was.standby_dir, &will.standby_dir);
     same("audit.segment", &was.segment_bytes, &will.segment_bytes);
+    same("audit.seal_every", &was.seal_every, &will.seal_every);
+    same("audit.anchor", &was.anchors, &will.anchors);
     remarks
 }
 
@@ -344,7 +347,7 @@ mod tests {
             [audit]
             durability = "write"
             segment = "1MiB"
-            wait_budget = "2s"
+            standby_dir = "/elsewhere"
             [egress]
             fixed = "127.0.0.8""#;
         let mistakes = changed("[egress]\n                fixed = \"127.0.0.7\"", new)
@@ -364,7 +367,7 @@ mod tests {
                 "log.format",
                 "audit.durability",
                 "audit.segment",
-                "audit.wait_budget",
+                "audit.standby_dir",
             ]
         );
         let first = mistakes.iter().next().unwrap();
@@ -378,7 +381,7 @@ mod tests {
 
     #[test]
     fn what_may_change_is_put_in_force() {
-        let new = "[process]\ndrain_deadline = '5s'\n[audit]\non_failure = 'continue'\nquery_values = 'page'\n[limits.a]\nrate = \"9/s\"";
+        let new = "[process]\ndrain_deadline = '5s'\n[audit]\non_failure = 'continue'\nquery_values = 'page'\nwait_budget = '2s'\nretain.days = 30\nmin_free = '2GiB'\n[limits.a]\nrate = \"9/s\"";
         let prepared = changed("[limits.a]\n                rate = \"1/s\"", new).unwrap();
         assert_eq!(prepared.snapshot().config.limits["a"].rate, 9);
         assert_eq!(prepared.snapshot().config.audit.query_values, ["page"]);

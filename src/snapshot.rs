@@ -12,6 +12,7 @@ use http::HeaderValue;
 use ipnet::IpNet;
 
 use crate::addr::{Host, PrefixSet};
+use crate::audit::ReceiptKey;
 use crate::config::typed::{self, Config, HostPattern, OnFailure, Timeouts, Upstream};
 use crate::config::{Mistakes, Remark, Warning};
 use crate::limit::Quota;
@@ -66,6 +67,8 @@ pub struct Route {
     pub timeouts: Timeouts,
     pub max_body: Option<u64>,
     pub on_failure: OnFailure,
+    /// What the receipt of a forwarded request is made with; `None`: it has none.
+    pub receipt: Option<ReceiptKey>,
 }
 
 /// The egress part, compiled.
@@ -244,6 +247,12 @@ fn route(
         timeouts: route.timeouts,
         max_body: route.max_body,
         on_failure: route.on_failure,
+        receipt: config
+            .audit
+            .receipt_key
+            .as_ref()
+            .filter(|_| route.receipt)
+            .map(|key| ReceiptKey::new(&key.0)),
     })
 }
 

@@ -63,6 +63,9 @@ pub struct Metrics {
     pub journal_healthy: Gauge,
     /// Failures to write or sync.
     pub journal_failures: Counter,
+    pub journal_disks: Disks,
+    /// Seals of the audit log.
+    pub seals: Seals,
     /// 1 while the fixed address is on this machine; IPv4, IPv6. -1 where none is configured.
     pub fixed_address: [Gauge; 2],
     /// Generation of the snapshot in force.
@@ -86,6 +89,46 @@ pub struct Orders {
     pub failed: Counter,
     /// Challenges of certificate authorities that were answered.
     pub answered: Counter,
+}
+
+/// Of the disks that the audit log is on.
+#[derive(Default)]
+pub struct Disks {
+    /// 1 while the standby directory is in use, else 0.
+    pub standby: Gauge,
+    /// Bytes that can still be written; where there is least.
+    pub free_bytes: Gauge,
+    /// 1 while that is less than `audit.min_free`, else 0.
+    pub space_low: Gauge,
+}
+
+impl Disks {
+    fn register(&self, r: &mut Registry) {
+        r.register(
+            "journal_standby",
+            "1 while the audit log is written to its standby directory",
+            self.standby.clone(),
+        );
+        r.register(
+            "journal_free_bytes",
+            "Bytes that can still be written where the audit log is",
+            self.free_bytes.clone(),
+        );
+        r.register(
+            "journal_space_low",
+            "1 while the audit log has less free space than audit.min_free",
+            self.space_low.clone(),
+        );
+    }
+}
+
+/// Counts of seals.
+#[derive(Default)]
+pub struct Seals {
+    pub durable: Counter,
+    /// Taken by an anchor; and not.
+    pub anchored: Counter,
+    pub not_anchored: Counter,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -169,15 +212,8 @@ impl Metrics {
             sessions: per_way(&sessions),
             accepted: WAYS.map(|w| one(&accepted, WayLabel { way: w.as_str() })),
             bytes: WAYS.map(|w| {
-                ["in", "out"].map(|direction| {
-                    one(
-                        &bytes,
-                        FlowLabels {
-                            way: w.as_str(),
-                            direction,
-                        },
-                    )
-                })
+                let way = w.as_str();
+                ["in", "out"].map(|direction| one(&bytes, FlowLabels { way, direction }))
             }),
             journal_sync_seconds: Histogram::new(exponential_buckets(0.000_05, 2.0, 18)),
             fixed_address: ["ipv4", "ipv6"].map(|f| one(&family, FamilyLabel { family: f })),
@@ -187,6 +223,8 @@ impl Metrics {
             journal_syncs: Counter::default(),
             journal_healthy: Gauge::default(),
             journal_failures: Counter::default(),
+            seals: Seals::default(),
+            journal_disks: Disks::default(),
             generation: Gauge::default(),
             reload_failures: Counter::default(),
             limiter_keys: Gauge::default(),
@@ -226,6 +264,18 @@ impl Metrics {
             "Failed writes and syncs of the audit log",
             self.journal_failures.clone(),
         );
+        r.register("journal_seals", "Seals written", self.seals.durable.clone());
+        r.register(
+            "anchored_seals",
+            "Seals that an anchor took",
+            self.seals.anchored.clone(),
+        );
+        r.register(
+            "anchor_failures",
+            "Seals that an anchor did not take",
+            self.seals.not_anchored.clone(),
+        );
+        self.journal_disks.register(r);
         r.register(
             "snapshot_generation",
             "Generation of the configuration in force",

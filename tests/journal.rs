@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tollgate::addr::{Destination, Peer};
-use tollgate::audit::{Admitted, Filter, Journal, OpenError, search, tag_of, verify};
+use tollgate::audit::{
+    Admitted, Filter, Journal, OpenError, Report, Trust, search, tag_of, verify,
+};
 use tollgate::clock::Id;
 use tollgate::config::typed::{Audit, Durability, OnFailure};
 use tollgate::outcome::{Outcome, Refusal};
@@ -23,9 +25,14 @@ fn settings() -> Audit {
         durability: Durability::Sync,
         on_failure: OnFailure::Refuse,
         wait_budget: Duration::from_secs(5),
+        stall_after: Duration::from_secs(5),
         segment_bytes: 1 << 20,
+        seal_every: Duration::from_secs(1),
+        anchors: Vec::new(),
+        receipt_key: None,
         query_values: Vec::new(),
         secret_paths: Vec::new(),
+        ..Audit::default()
     }
 }
 
@@ -58,6 +65,10 @@ fn served() -> After {
         bytes_out: 2,
         ends: None,
     }
+}
+
+fn check(dir: &Path) -> Report {
+    verify(&[dir.to_owned()], &Trust::default(), &mut |_| {}).unwrap()
 }
 
 /// All records, in the order of the files.
@@ -106,7 +117,11 @@ async fn a_record_is_on_disk_when_admit_returns() {
         .map(|r| r["outcome"].clone())
         .collect();
     assert_eq!(outcomes, ["served", "aborted"]);
-    assert_eq!(all.last().unwrap()["facts"]["open"], "0");
+    let [.., closed, seal] = all.as_slice() else {
+        panic!("{all:?}");
+    };
+    assert_eq!(closed["facts"]["open"], "0");
+    assert_eq!(seal["kind"], "seal");
     assert_eq!(admit(&journal).await.err(), Some(Refusal::AuditUnavailable));
 }
 
@@ -229,7 +244,7 @@ async fn records_are_found_by_what_is_known_of_them() {
     admitted.complete(served());
     let find = |filter: Filter| {
         let mut lines = Vec::new();
-        let count = search(dir.path(), &filter, |line| {
+        let count = search(&[dir.path().to_owned()], &filter, |line| {
             lines.push(String::from_utf8(line.to_vec()).unwrap());
             Ok(())
         });
@@ -238,7 +253,7 @@ async fn records_are_found_by_what_is_known_of_them() {
     };
     let text = |text: &str| Some(text.to_owned());
     let none = Filter::default();
-    let tag = Some(tag_of(dir.path(), "s3cret").unwrap());
+    let tag = Some(tag_of(&[dir.path().to_owned()], "s3cret").unwrap());
     let tagged = find(Filter {
         tag,
         ..none.clone()
@@ -289,7 +304,7 @@ async fn records_are_found_by_what_is_known_of_them() {
         })
         .is_empty()
     );
-    let open = verify(dir.path()).unwrap();
+    let open = check(dir.path());
     assert!(
         open.problem.is_none() && open.unfinished.is_none(),
         "beside the running process: {open:?}"
@@ -311,7 +326,7 @@ async fn records_are_found_by_what_is_known_of_them() {
         .len(),
         1
     );
-    let report = verify(&dir.path().join("audit")).unwrap();
+    let report = check(&dir.path().join("audit"));
     assert!(
         report.problem.is_none() && report.open == 0 && report.entries == 2,
         "{report:?}"
@@ -359,16 +374,16 @@ async fn a_full_disk_refuses_and_recovers_by_itself() {
         admitted += 1;
         assert!(admitted < 100_000);
     }
-    assert!(!journal.healthy());
+    assert!(journal.trouble().is_some());
     std::fs::remove_file(&ballast).unwrap();
     let mut recovered = false;
     for _ in 0..40 {
         tokio::time::sleep(Duration::from_millis(50)).await;
         recovered |= admit(&journal).await.is_ok();
     }
-    assert!(recovered && journal.healthy());
+    assert!(recovered && journal.trouble().is_none());
     journal.close();
-    let report = verify(dir.path()).unwrap();
+    let report = check(dir.path());
     drop(journal);
     mount(&["umount", "-l"]);
     assert!(report.problem.is_none() && report.open == 0, "{report:?}");

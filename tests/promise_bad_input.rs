@@ -221,7 +221,7 @@ fn a_damaged_closed_segment_is_named_and_left_alone() {
     assert_says(&done, RUNTIME, &[closed.to_str().unwrap(), "audit verify"]);
     assert_eq!(fs::read(&closed).unwrap(), bytes);
     let state = place.state();
-    let verify = ["audit", "verify", "--state-dir", state.to_str().unwrap()];
+    let verify = ["audit", "verify", state.to_str().unwrap()];
     assert_eq!(
         place.tollgate(&verify).code,
         Some(1),
@@ -283,7 +283,7 @@ fn usage_mistakes_end_with_2_and_help_with_0() {
         );
     }
     let missing = place.path("missing");
-    let done = place.tollgate(&["audit", "verify", "--state-dir", missing.to_str().unwrap()]);
+    let done = place.tollgate(&["audit", "verify", missing.to_str().unwrap()]);
     assert!(
         done.code != Some(0) && done.stderr.contains("missing"),
         "{done:?}"

@@ -103,7 +103,7 @@ async fn nothing_secret_is_written_anywhere() {
     assert!(format!("{:?}", upstream.heads()).contains(CANARY));
     assert!(format!("{:?}", destination.heads()).contains(CANARY));
     let state = place.state();
-    let found = place.tollgate(&["audit", "search", "--state-dir", state.to_str().unwrap()]);
+    let found = place.tollgate(&["audit", "search", state.to_str().unwrap()]);
     let extra = [
         ("standard error".to_owned(), gate.stderr()),
         ("metrics".to_owned(), metrics),

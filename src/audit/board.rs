@@ -1,14 +1,16 @@
-//! What the seats and the writer tell each other without a lock: who wants a write, and how the disk is.
+//! What the seats and the writer tell each other: who wants a write, and how the disk is. No lock is in the way of a
+//! record.
 //!
 //! Attention has three states. A worker that has run out of ready tasks raises it to `WANTED` if somebody waits for a
 //! record, to `LAZY` if there are only records for which nobody waits; only the first to raise it wakes the writer.
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use crate::clock;
+use crate::config::typed::Audit;
 
 /// Nothing to write.
 pub(super) const IDLE: u8 = 0;
@@ -23,17 +25,37 @@ const LAZY_WAIT: Duration = Duration::from_millis(20);
 /// Shared by all seats and the writer.
 pub(super) struct Board {
     attention: AtomicU8,
-    writer: OnceLock<Thread>,
+    /// Locked once per wake-up, which costs a system call anyway.
+    writer: Mutex<Option<Thread>>,
     origin: Instant,
-    /// Nanoseconds since `origin` at which the batch in progress was begun; 0 if there is none.
+    /// Nanoseconds since `origin` at which the call to the device was begun; 0 if there is none under way.
     busy_since_ns: AtomicU64,
     down: AtomicBool,
     closing: AtomicBool,
+    ended: AtomicBool,
     /// First `seq` of the segment that is being written.
     segment: AtomicU64,
-    /// How long anybody waits for a record.
-    pub(super) budget: Duration,
+    budget_ns: AtomicU64,
+    stall_after_ns: AtomicU64,
     pub(super) counts: Counts,
+}
+
+/// How long is too long.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Patience {
+    /// Anybody waits so long for a record.
+    pub(super) budget: Duration,
+    /// A call to the device that lasts longer hangs.
+    pub(super) stall_after: Duration,
+}
+
+impl Patience {
+    pub(super) fn of(settings: &Audit) -> Self {
+        Self {
+            budget: settings.wait_budget,
+            stall_after: settings.stall_after,
+        }
+    }
 }
 
 /// What happened while records could not be made durable.
@@ -47,19 +69,64 @@ pub(super) struct Counts {
     pub(super) events_lost: AtomicU64,
 }
 
+/// Why records cannot be made durable.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Trouble {
+    Closing,
+    /// The last write failed.
+    Failing,
+    /// A call to the disk does not return.
+    Hanging,
+}
+
+impl Trouble {
+    /// In one line, with the mend.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Closing => "the audit log is closed",
+            Self::Failing => "the audit log cannot be written; look at the state directory's disk",
+            Self::Hanging => {
+                "the audit log's disk hangs; look at the state directory's disk, and give `audit.standby_dir` another one"
+            }
+        }
+    }
+}
+
 impl Board {
-    pub(super) fn new(budget: Duration) -> Self {
-        Self {
+    pub(super) fn new(patience: Patience) -> Self {
+        let board = Self {
             attention: AtomicU8::new(IDLE),
-            writer: OnceLock::new(),
+            writer: Mutex::new(None),
             origin: clock::now(),
             busy_since_ns: AtomicU64::new(0),
             down: AtomicBool::new(false),
             closing: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
             segment: AtomicU64::new(0),
-            budget,
+            budget_ns: AtomicU64::new(0),
+            stall_after_ns: AtomicU64::new(0),
             counts: Counts::default(),
-        }
+        };
+        board.set_patience(patience);
+        board
+    }
+
+    /// May change while running.
+    pub(super) fn set_patience(&self, patience: Patience) {
+        let ns = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        self.budget_ns.store(ns(patience.budget), Ordering::Relaxed);
+        self.stall_after_ns
+            .store(ns(patience.stall_after), Ordering::Relaxed);
+    }
+
+    /// How long anybody waits for a record.
+    pub(super) fn budget(&self) -> Duration {
+        Duration::from_nanos(self.budget_ns.load(Ordering::Relaxed))
+    }
+
+    /// After what time a call to the device hangs.
+    pub(super) fn stall_after(&self) -> Duration {
+        Duration::from_nanos(self.stall_after_ns.load(Ordering::Relaxed))
     }
 
     /// Asks for a write.
@@ -82,9 +149,19 @@ impl Board {
         self.closing.load(Ordering::Acquire)
     }
 
+    /// Says that nobody writes any more, or that nobody waits for it.
+    pub(super) fn end(&self) {
+        self.ended.store(true, Ordering::Release);
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
+    }
+
     /// Called by the writer on its own thread.
     pub(super) fn attend(&self) {
-        self.writer.set(thread::current()).ok(); // only ever set once
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        *writer = Some(thread::current());
     }
 
     /// Called by the writer: sleeps until a write is wanted, or for `rest`.
@@ -130,9 +207,17 @@ impl Board {
         self.down.store(down, Ordering::SeqCst);
     }
 
-    /// Whether records can be made durable: the last write did not fail, and none hangs.
-    pub(super) fn is_healthy(&self) -> bool {
-        !self.down.load(Ordering::SeqCst) && !self.is_stalled() && !self.is_closing()
+    /// Why records cannot be made durable at present.
+    pub(super) fn trouble(&self) -> Option<Trouble> {
+        if self.is_closing() {
+            Some(Trouble::Closing)
+        } else if self.down.load(Ordering::SeqCst) {
+            Some(Trouble::Failing)
+        } else if self.stalled().is_some() {
+            Some(Trouble::Hanging)
+        } else {
+            None
+        }
     }
 
     pub(super) fn set_segment(&self, first: u64) {
@@ -143,14 +228,14 @@ impl Board {
         self.segment.load(Ordering::Acquire)
     }
 
-    fn is_stalled(&self) -> bool {
-        match self.busy_since_ns.load(Ordering::Acquire) {
-            0 => false,
-            since => {
-                let budget = u64::try_from(self.budget.as_nanos()).unwrap_or(u64::MAX);
-                self.since_origin().saturating_sub(since) > budget
-            }
+    /// For how long the call to the device has lasted, if that is too long.
+    pub(super) fn stalled(&self) -> Option<Duration> {
+        let since = self.busy_since_ns.load(Ordering::Acquire);
+        if since == 0 {
+            return None;
         }
+        let lasted = Duration::from_nanos(self.since_origin().saturating_sub(since));
+        (lasted > self.stall_after()).then_some(lasted)
     }
 
     fn since_origin(&self) -> u64 {
@@ -158,7 +243,8 @@ impl Board {
     }
 
     fn wake(&self) {
-        if let Some(writer) = self.writer.get() {
+        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(writer) = writer.as_ref() {
             writer.unpark();
         }
     }

@@ -41,6 +41,7 @@ pub(super) enum Kind<'a> {
     Denied,
     /// Its name, and what follows it.
     Event(&'a str, &'a str),
+    Seal,
 }
 
 /// Why a line is none of ours.
@@ -104,6 +105,7 @@ fn read(text: &str) -> Option<Line<'_>> {
             let (name, rest) = rest.split_once('"')?;
             Kind::Event(name, rest)
         }
+        "seal" => Kind::Seal,
         _ => return None,
     };
     Some(Line {

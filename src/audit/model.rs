@@ -6,20 +6,28 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::mpsc::Receiver;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 
-use super::board::Board;
+use super::board::{Board, Patience};
+use super::device::Device;
 use super::frame::{self, Kind};
+use super::keeper::Rules;
+use super::keys::{Keys, Vault};
+use super::ledger::{Batch, Ledger};
+use super::office::{Office, PRIMARY};
+use super::order::{Placed, order};
+use super::seal::Sealer;
 use super::seat::{BOUNDS, Seat, Ticket};
 use super::segment::{Spares, Store};
 use super::writer::Writer;
-use super::{OpenError, recover, verify};
+use super::{OnDamage, OpenError, Report, Trust, recover, standby, verify};
 use crate::addr::{Destination, Peer};
 use crate::clock::{self, Id};
-use crate::config::typed::Durability;
+use crate::config::typed::{Durability, Retain};
 use crate::disk::Disk;
 use crate::disk::memory::{Fault, Memory, Torn};
 use crate::outcome::{Outcome, Refusal};
@@ -27,16 +35,39 @@ use crate::record::{After, Before, Denied, Dial};
 use crate::telemetry::{Metrics, Way};
 
 mod crowd;
+mod keeping;
+mod mishaps;
+mod proofs;
+mod takeover;
 mod tamper;
 
 const HERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 3128);
 const BUDGET: Duration = Duration::from_secs(60);
+/// A turn takes a second.
+const SEAL_EVERY: Duration = Duration::from_secs(3);
+const PATIENCE: Patience = Patience {
+    budget: BUDGET,
+    stall_after: BUDGET,
+};
+
+const RULES: Rules = Rules {
+    retain: Retain {
+        days: 1,
+        max_bytes: None,
+    },
+    min_free: 0,
+};
 
 /// A journal without threads.
 struct House {
-    store: Store,
+    stores: Vec<Store>,
     seats: Arc<[Arc<Seat>]>,
-    writer: Writer,
+    office: Arc<Office>,
+    /// One for each store; away while its thread hangs.
+    writers: Vec<Option<Writer>>,
+    calls: Vec<Receiver<Ledger>>,
+    /// Whose writer has the ledger.
+    at: usize,
     now: Instant,
     entries: Vec<Asker>,
 }
@@ -53,7 +84,7 @@ fn store(memory: &Memory) -> Store {
     Store {
         disk: Disk::Memory(memory.clone()),
         dir: "/state/audit".into(),
-        segment_bytes: 2048,
+        segment_bytes: 4096,
         durability: Durability::Sync,
     }
 }
@@ -84,30 +115,73 @@ fn denied(client: IpAddr) -> Denied<'static> {
 
 impl House {
     fn open(memory: &Memory) -> Result<Self, OpenError> {
-        let store = store(memory);
-        let recovered = recover::recover(&store)?;
-        let board = Arc::new(Board::new(BUDGET));
-        let seats = super::make_seats(&board, BOUNDS, 0);
-        let spares = Spares::Here(store.clone());
+        Self::open_on(vec![store(memory)], PATIENCE)
+    }
+
+    /// On the disks of `stores`, primary first.
+    fn open_on(stores: Vec<Store>, patience: Patience) -> Result<Self, OpenError> {
+        Self::open_despite(OnDamage::Refuse, stores, patience)
+    }
+
+    fn open_despite(
+        on_damage: OnDamage,
+        stores: Vec<Store>,
+        patience: Patience,
+    ) -> Result<Self, OpenError> {
+        standby::bond(&stores[PRIMARY], stores.get(PRIMARY + 1))?;
+        let recovered = recover::recover(&stores, on_damage)?;
+        let board = Arc::new(Board::new(patience));
+        let seats = super::start::make_seats(&board, BOUNDS, 0);
         let metrics = Arc::new(Metrics::new());
-        let mut writer = Writer::new(&board, &seats, store.clone(), spares, metrics);
-        writer
+        // A thread of its own keeps the keys, which may hang with the primary; there is none here.
+        let (vault, key) = Vault::recover(stores.last().unwrap(), &stores, &recovered)?;
+        let edge = recovered.tail.edge.clone();
+        let sealer = Sealer::new(edge, key, Keys::Here(vault), Vec::new(), SEAL_EVERY);
+        let dirs = stores.iter().map(|store| store.dir.clone());
+        let (office, calls) = Office::open(&board, &seats, metrics, RULES, dirs);
+        let device = |store: &Store| Device::new(store.clone(), Spares::here(store.clone()));
+        let writer = |(at, store)| Writer::new(&office, at, device(store));
+        let mut writers: Vec<_> = stores.iter().enumerate().map(writer).map(Some).collect();
+        let primary = writers[PRIMARY].as_mut().unwrap();
+        primary.ledger = Ledger {
+            batch: Batch::new(seats.len()),
+            sealer: Some(Box::new(sealer)),
+            ..Ledger::default()
+        };
+        primary
             .begin(&recovered)
-            .map_err(|error| OpenError::io(&store.dir, "write", error))?;
+            .map_err(|error| OpenError::io(&stores[PRIMARY].dir, "write", error))?;
         Ok(Self {
-            store,
+            stores,
             seats,
-            writer,
+            office,
+            writers,
+            calls,
+            at: PRIMARY,
             now: clock::now(),
             entries: Vec::new(),
         })
+    }
+
+    fn store(&self) -> &Store {
+        &self.stores[PRIMARY]
+    }
+
+    /// Gives the ledger to the writer that was called.
+    fn follow(&mut self) {
+        for (at, calls) in self.calls.iter().enumerate() {
+            if let Ok(ledger) = calls.try_recv() {
+                self.writers[at].as_mut().unwrap().ledger = ledger;
+                self.at = at;
+            }
+        }
     }
 
     fn ask(&mut self) {
         let (id, seat) = (Id::new(), &self.seats[0]);
         let destination = Destination::parse("db.example.com:5432").unwrap();
         let encode = |out: &mut Vec<u8>| Before::Dial(&dial(&destination)).encode(id, 0, out);
-        if let Some(ticket) = seat.begin(clock::now(), Waker::noop(), encode) {
+        if let Some(ticket) = seat.begin(clock::now(), Waker::noop(), None, encode) {
             self.entries.push(Asker {
                 id,
                 ticket,
@@ -126,7 +200,19 @@ impl House {
 
     fn turn(&mut self) {
         self.now += Duration::from_secs(1);
-        self.writer.turn(self.now);
+        while self.writers[self.at]
+            .as_mut()
+            .unwrap()
+            .turn(self.now)
+            .is_err()
+        {
+            self.follow();
+        }
+        self.listen();
+    }
+
+    /// Hears what the askers are told.
+    fn listen(&mut self) {
         let context = Context::from_waker(Waker::noop());
         for asker in &mut self.entries {
             if asker.told.is_some() || asker.ended {
@@ -172,15 +258,19 @@ impl Asker {
     }
 }
 
+fn check(stores: &[Store]) -> Report {
+    verify::check(stores, &Trust::default(), &mut |_| {}).unwrap()
+}
+
 /// Checks the log as `verify` does, then that nothing promised is missing and every entry has one end.
-fn whole(store: &Store, promised: &[Id]) -> HashMap<Id, u32> {
-    let report = verify::check(store).unwrap();
+fn whole(stores: &[Store], promised: &[Id]) -> HashMap<Id, u32> {
+    let report = check(stores);
     assert!(report.problem.is_none(), "{report:?}");
     assert!(report.unfinished.is_none(), "{report:?}");
     assert_eq!(report.open, 0, "{report:?}");
     assert_eq!(report.first_seq, 1);
     let mut ends = HashMap::new();
-    for line in lines(store) {
+    for line in lines(stores) {
         match frame::check(&line).unwrap().kind {
             Kind::Before(id, _) => drop(ends.insert(id, 0)),
             Kind::After(id) => *ends.get_mut(&id).unwrap() += 1,
@@ -193,9 +283,10 @@ fn whole(store: &Store, promised: &[Id]) -> HashMap<Id, u32> {
     ends
 }
 
-fn lines(store: &Store) -> Vec<Vec<u8>> {
+fn lines(stores: &[Store]) -> Vec<Vec<u8>> {
     let mut lines = Vec::new();
-    for name in store.segments().unwrap() {
+    for Placed { at, name, .. } in order(stores).unwrap().segments {
+        let store = &stores[at];
         let bytes = store.disk.read(&store.path(name)).unwrap();
         let records = bytes
             .split(|b| *b == b'\n')
@@ -230,12 +321,12 @@ fn live_and_die(at: u64, torn: Torn, again: Option<(u64, Torn)>) {
         memory = memory.crash();
     }
     let mut house = House::open(&memory).unwrap_or_else(|error| panic!("{at} {torn:?}: {error}"));
-    whole(&house.store, &promised);
+    whole(&house.stores, &promised);
     house.live();
     promised.extend(house.durable());
     drop(house);
     let house = House::open(&memory.crash()).unwrap();
-    whole(&house.store, &promised);
+    whole(&house.stores, &promised);
 }
 
 #[test]
@@ -291,60 +382,14 @@ proptest! {
         let told: Vec<_> = house.entries.iter().map(|a| (a.id, a.told)).collect();
         let mut promised = house.durable();
         promised.extend(told.iter().filter(|(_, told)| told.is_none()).map(|(id, _)| *id));
-        let store = house.store.clone();
         drop(house);
         let house = House::open(&memory.crash()).unwrap();
-        let ends = whole(&house.store, &promised);
+        let ends = whole(&house.stores, &promised);
         prop_assert!(ends.values().all(|count| *count == 1));
         for (id, told) in told {
             if told == Some(false) {
                 prop_assert_eq!(ends.get(&id), Some(&1), "a refused entry keeps its pair");
             }
         }
-        drop(store);
     }
-}
-
-#[test]
-fn a_full_disk_refuses_and_recovers_by_itself() {
-    let memory = Memory::default();
-    let mut house = House::open(&memory).unwrap();
-    memory.set_bytes_max(Some(1));
-    for _ in 0..20 {
-        house.ask();
-        house.turn();
-    }
-    assert!(house.entries.iter().any(|a| a.told == Some(false)));
-    let let_in = house.entries.len();
-    house.ask();
-    assert_eq!(house.entries.len(), let_in, "refused at once while down");
-    memory.set_bytes_max(None);
-    house.turn();
-    house.ask();
-    house.turn();
-    assert_eq!(house.entries.last().unwrap().told, Some(true));
-    let lines = lines(&house.store);
-    let degraded = lines
-        .iter()
-        .any(|l| memchr::memmem::find(l, b"\"degraded\"").is_some());
-    assert!(degraded, "the time without a log is on record");
-}
-
-#[test]
-fn a_live_segment_that_is_removed_is_noticed() {
-    let memory = Memory::default();
-    let mut house = House::open(&memory).unwrap();
-    let name = house.store.segments().unwrap()[0];
-    house.store.disk.remove(&house.store.path(name)).unwrap();
-    house.ask();
-    house.turn();
-    assert_eq!(house.entries[0].told, Some(true));
-    let lines = lines(&house.store);
-    assert!(
-        lines
-            .iter()
-            .any(|l| memchr::memmem::find(l, b"segment_lost").is_some())
-    );
-    let report = verify::check(&house.store).unwrap();
-    assert_ne!(report.first_seq, 1, "and so is what went with it");
 }

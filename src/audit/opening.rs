@@ -15,8 +15,9 @@ const TAG_KEY: &str = "tag.key";
 pub enum OpenError {
     /// A record is damaged and later ones are not: this is no torn write.
     #[error(
-        "{file}: damaged at byte {offset}: {what}, and this is no write that was cut short; restore the file from a copy, or move \
-         it out of the directory to go on without it (`tollgate audit verify` will then report the gap)"
+        "{file}: damaged at byte {offset}: {what}, and this is no write that was cut short; restore the file from a copy, or go on \
+         without what is damaged by `tollgate run --accept-damage`, which keeps it in quarantine, records that it was so, and \
+         leaves a gap that `tollgate audit verify` reports"
     )]
     Damaged {
         file: PathBuf,
@@ -36,6 +37,39 @@ pub enum OpenError {
         "{path} is locked by another process; stop it, or give this one its own `process.state_dir`"
     )]
     Locked { path: PathBuf },
+    /// The key that the log was last sealed with is gone.
+    #[error(
+        "{path} does not hold the key that the audit log is sealed with ({key}); restore it from a copy, or move the segments to \
+         another directory, where they can still be verified, to begin a new log here"
+    )]
+    SealKey { path: PathBuf, key: String },
+    /// Its segments have no tree that could be gone on with.
+    #[error(
+        "{dir}: the audit log there was begun by a release without seals; move its segments to another directory, where they can \
+         still be verified, to begin a new log here"
+    )]
+    Unsealed { dir: PathBuf },
+    /// Two segments begin with the same record, and hold more than that.
+    #[error(
+        "{file} and a file in another directory of the log both hold record {first} and later ones; one is a copy: move it out"
+    )]
+    Rivals { file: PathBuf, first: u64 },
+    /// The configured standby directory is another one than before, or not mounted.
+    #[error(
+        "{dir} is not the standby directory that this log has used before; mount that one, or, if it is lost for good, remove \
+         {file} (`tollgate audit verify` will then report the records that were in it as missing)"
+    )]
+    StandbyForeign { dir: PathBuf, file: PathBuf },
+    /// None is configured any more, but there was one.
+    #[error(
+        "this log has a standby directory, {dir}, which may hold records; set `audit.standby_dir` to it, or move its files \
+         (*.jsonl) into {primary} and remove {file}"
+    )]
+    StandbyLeft {
+        dir: PathBuf,
+        primary: PathBuf,
+        file: PathBuf,
+    },
     /// The file with the key of the tags is not one.
     #[error(
         "{path} does not hold a key of 32 bytes; restore it from a copy, or remove it to begin a new one (values in old \
@@ -67,6 +101,14 @@ impl OpenError {
             error,
             mend,
         }
+    }
+}
+
+impl Store {
+    /// Makes a directory of the log.
+    pub(super) fn make_dir(&self, dir: &Path) -> Result<(), OpenError> {
+        let made = self.disk.make_dir(dir);
+        made.map_err(|error| OpenError::io(dir, "make the directory", error))
     }
 }
 

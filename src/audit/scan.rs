@@ -25,11 +25,15 @@ pub(super) struct Found {
     pub(super) used: u64,
     /// The number behind the last whole line.
     pub(super) next: u64,
+    /// The number behind the last line that is whole by itself, damage before it or not.
+    pub(super) beyond: u64,
     pub(super) damage: Option<Damage>,
     /// Whether its bytes were synced before anybody relied on them.
     pub(super) synced: bool,
-    /// Whether its last whole line says that nothing more was to come.
+    /// Whether its last whole lines say that nothing more was to come, and seal it.
     pub(super) finished: bool,
+    /// Whether records follow that another segment holds again.
+    pub(super) superseded: bool,
 }
 
 /// The first place where a segment is not whole.
@@ -48,6 +52,10 @@ pub(super) struct Place {
     pub(super) offset: u64,
     /// From 1.
     pub(super) line: u64,
+}
+
+impl Place {
+    pub(super) const BEGIN: Self = Self { offset: 0, line: 1 };
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
@@ -75,12 +83,13 @@ pub(super) struct Piece<'a> {
     pub(super) whole: bool,
 }
 
-/// Reads segment `name`; whatever is numbered from `limit` on is another segment's. `each` gets every whole line.
+/// Reads segment `name`; whatever is numbered from `limit` on is another segment's. `each` gets every whole line, read
+/// and as it is.
 pub(super) fn scan(
     store: &Store,
     name: Name,
     limit: u64,
-    mut each: impl FnMut(&Line<'_>, Place),
+    mut each: impl FnMut(&Line<'_>, &[u8], Place),
 ) -> io::Result<Found> {
     let mut pieces = Pieces::open(store, name)?;
     let mut found = Found {
@@ -88,7 +97,7 @@ pub(super) fn scan(
         synced: true,
         ..Found::default()
     };
-    let mut lines = 0;
+    let (mut lines, mut closed) = (0, false);
     while let Some(piece) = pieces.next()? {
         match piece.bytes.first() {
             Some(0) => continue,
@@ -100,6 +109,9 @@ pub(super) fn scan(
         } else {
             Err(Bad::Shape)
         };
+        if let Some(seq) = checked.ok().map(|line| line.seq).filter(|seq| *seq < limit) {
+            found.beyond = found.beyond.max(seq + 1);
+        }
         if let Some(damage) = &mut found.damage {
             damage.followed |= checked.is_ok_and(|line| line.begins && line.seq < limit);
             continue;
@@ -107,14 +119,17 @@ pub(super) fn scan(
         let clean = found.whole == piece.offset;
         let what = match checked {
             Ok(line) if line.seq >= limit => {
+                found.superseded = true;
                 found.used = pieces.used()?.max(found.used);
                 return Ok(found);
             }
             Ok(line) if line.seq == found.next && clean => {
                 found.synced &= !is_unsynced(&line);
-                found.finished = matches!(line.kind, frame::Kind::Event("closed", _));
+                found.finished = closed && line.kind == frame::Kind::Seal;
+                closed = matches!(line.kind, frame::Kind::Event("closed", _));
                 each(
                     &line,
+                    piece.bytes,
                     Place {
                         offset: piece.offset,
                         line: lines,
@@ -157,13 +172,17 @@ impl Piece<'_> {
 
 impl Pieces {
     pub(super) fn open(store: &Store, name: Name) -> io::Result<Self> {
-        Ok(Self {
-            file: open(store, name)?,
+        Ok(Self::of(open(store, name)?))
+    }
+
+    pub(super) fn of(file: File) -> Self {
+        Self {
+            file,
             buffer: Vec::new(),
             offset: 0,
             at: 0,
             ended: false,
-        })
+        }
     }
 
     /// The next piece.

@@ -5,7 +5,7 @@
 use std::borrow::Cow;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
+use std::path::PathBuf;
 
 use ipnet::IpNet;
 use jiff::Timestamp;
@@ -13,8 +13,9 @@ use serde::Deserialize;
 
 use super::frame;
 use super::opening::{self, OpenError};
+use super::order::{Placed, order};
 use super::scan::Pieces;
-use super::verify::store;
+use super::verify::{store, stores};
 use crate::clock::Id;
 
 /// What a record must be to match: everything that is given.
@@ -67,19 +68,20 @@ struct Shown<'a> {
     fingerprint: Cow<'a, str>,
 }
 
-/// Gives every record of a state directory (or of a directory of copied segments) that matches to `found`, without its
+/// Gives every record of a log, whose files are in `dirs`, that matches to `found`, without its
 /// line feed. Gives how many there were.
 pub fn search(
-    dir: &Path,
+    dirs: &[PathBuf],
     filter: &Filter,
     mut found: impl FnMut(&[u8]) -> io::Result<()>,
 ) -> io::Result<u64> {
-    let store = store(dir);
-    let segments = store.segments()?;
+    let stores = stores(dirs)?;
     let mut count = 0;
-    for (at, name) in segments.iter().enumerate() {
-        let limit = segments.get(at + 1).map_or(u64::MAX, |next| next.first);
-        let mut pieces = Pieces::open(&store, *name)?;
+    for Placed { at, name, limit } in order(&stores)?.segments {
+        let Some(store) = stores.get(at) else {
+            continue;
+        };
+        let mut pieces = Pieces::open(store, name)?;
         while let Some(piece) = pieces.next()? {
             if filter.limit.is_some_and(|most| count >= most) {
                 return Ok(count);
@@ -94,9 +96,16 @@ pub fn search(
     Ok(count)
 }
 
-/// The tag that stands for `value` in the records of a state directory.
-pub fn tag_of(dir: &Path, value: &str) -> Result<String, OpenError> {
-    Ok(opening::read_tag_key(&store(dir))?.tag(value.as_bytes()))
+/// The tag that stands for `value` in the records of a log; the first of its directories that holds the key counts.
+pub fn tag_of(dirs: &[PathBuf], value: &str) -> Result<String, OpenError> {
+    let read = |dir: &PathBuf| opening::read_tag_key(&store(dir));
+    let (first, others) = dirs.split_first().unzip();
+    let first = read(first.unwrap_or(&PathBuf::new()));
+    let key = first.or_else(|error| {
+        let mut others = others.unwrap_or_default().iter();
+        others.find_map(|dir| read(dir).ok()).ok_or(error)
+    })?;
+    Ok(key.tag(value.as_bytes()))
 }
 
 impl Filter {

@@ -8,9 +8,9 @@
 
 use std::cell::Cell;
 use std::collections::VecDeque;
-use std::mem;
+
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
@@ -19,10 +19,12 @@ use tokio::sync::Notify;
 use super::board::{Board, IDLE, LAZY, WANTED};
 use super::denials::Denials;
 use super::epochs::Epochs;
+use super::receipt::{Mark, Wanted};
 use crate::clock;
-use crate::record::{AFTER_BYTES_MAX, Denied, DeniedCount, RECORD_BYTES_MAX};
+use crate::record::{AFTER_BYTES_MAX, Denied, RECORD_BYTES_MAX};
 use crate::workers;
 
+mod collect;
 mod release;
 
 /// What one seat holds at most. A value, so that a test can have less.
@@ -100,6 +102,9 @@ pub(super) struct Queues {
     pub(super) notes: Vec<u8>,
     /// What the endings end.
     pub(super) ended: Epochs,
+    /// How many intentions there are, and who wants to know the place of theirs.
+    lines: usize,
+    pub(super) wanted: Vec<Wanted>,
 }
 
 /// A place in the queue, and the entry that took it.
@@ -135,26 +140,34 @@ impl Seat {
         }
     }
 
-    /// Queues a BEFORE record; `None` if there is no room, or no hope that it becomes durable.
+    /// Queues a BEFORE record; `None` if there is no room, or no hope that it becomes durable. `mark` is set by the time
+    /// that it is durable.
     pub(super) fn begin(
         self: &Arc<Self>,
         now: Instant,
         waker: &Waker,
+        mark: Option<&Arc<OnceLock<Mark>>>,
         encode: impl FnOnce(&mut Vec<u8>),
     ) -> Option<Ticket> {
         let mut inside = self.lock();
         let full = inside.queues.intentions.len() + RECORD_BYTES_MAX
             > self.bounds.intention_bytes_max
             || inside.open.total() >= self.bounds.open_max;
-        if full || inside.closed || !self.board.is_healthy() {
+        if full || inside.closed || self.board.trouble().is_some() {
             return None;
         }
         encode(&mut inside.queues.intentions);
         inside.queues.intentions.push(b'\n');
+        let line = inside.queues.lines;
+        inside.queues.lines += 1;
+        if let Some(mark) = mark {
+            let mark = Arc::clone(mark);
+            inside.queues.wanted.push(Wanted { line, mark });
+        }
         let segment = self.board.segment();
         inside.open.add(segment, 1);
         inside.issued += 1;
-        let (number, deadline) = (inside.issued, now + self.board.budget);
+        let (number, deadline) = (inside.issued, now + self.board.budget());
         let waker = waker.clone();
         inside.waiting.push_back(Waiting { waker, deadline });
         let (spawn, kick) = (!inside.released, !inside.timed);
@@ -219,9 +232,9 @@ impl Seat {
         self.mark(LAZY);
     }
 
-    /// Counts entries of an earlier process as open, so that their AFTER records can be queued.
-    pub(super) fn adopt(&self, segment: u64, count: u64) {
-        self.lock().open.add(segment, count);
+    /// Counts an entry of an earlier process as open, so that its AFTER record can be queued.
+    pub(super) fn adopt(&self, segment: u64) {
+        self.lock().open.add(segment, 1);
     }
 
     /// Queues a denial, or counts it.
@@ -240,16 +253,33 @@ impl Seat {
 
     /// Queues a note, if there is room.
     pub(super) fn note(&self, encode: impl FnOnce(&mut Vec<u8>)) -> bool {
-        let mut inside = self.lock();
-        let notes = &mut inside.queues.notes;
-        if notes.len() + RECORD_BYTES_MAX > NOTE_BYTES_MAX {
-            return false;
+        let queued = self.lock().note(encode);
+        if queued {
+            self.mark(LAZY);
         }
-        encode(notes);
-        notes.push(b'\n');
+        queued
+    }
+
+    /// Queues a note, if there is room, and gives the number of its ticket; nobody is woken for it.
+    pub(super) fn announce(&self, encode: impl FnOnce(&mut Vec<u8>)) -> Option<u64> {
+        let mut inside = self.lock();
+        if !inside.note(encode) {
+            return None;
+        }
+        inside.issued += 1;
+        let number = inside.issued;
+        inside.waiting.push_back(Waiting {
+            waker: Waker::noop().clone(),
+            deadline: clock::now(),
+        });
         drop(inside);
         self.mark(LAZY);
-        true
+        Some(number)
+    }
+
+    /// Whether what the ticket of this number is for is durable.
+    pub(super) fn is_durable(&self, number: u64) -> bool {
+        self.durable.load(Ordering::Acquire) >= number
     }
 
     /// Called when the seat's thread has run out of ready tasks.
@@ -266,55 +296,6 @@ impl Seat {
         } else if self.mark.load(Ordering::Relaxed) < to {
             self.mark.fetch_max(to, Ordering::AcqRel);
         }
-    }
-
-    /// Called by the writer: swaps what waits with the empty `queues`, and gives the last ticket in it.
-    pub(super) fn take(&self, queues: &mut Queues) -> u64 {
-        let mut inside = self.lock();
-        mem::swap(&mut inside.queues, queues);
-        inside.issued
-    }
-
-    /// Called by the writer: gives out the counted denials.
-    pub(super) fn take_denials(&self, out: &mut Vec<DeniedCount>) {
-        out.extend(self.lock().denials.drain());
-    }
-
-    /// Called by the writer: everything up to ticket `upto` and all of `ended` is durable.
-    pub(super) fn publish(&self, upto: u64, ended: &mut Epochs) {
-        self.lock().open.subtract(ended);
-        self.durable.store(upto, Ordering::Release);
-        self.wake();
-    }
-
-    /// Called by the writer: nobody who waits now gets a durable record in time. Gives how many were told.
-    pub(super) fn fail(&self) -> u64 {
-        let inside = self.lock();
-        self.failed.store(inside.issued, Ordering::Release);
-        let told = inside.waiting.len() as u64;
-        drop(inside);
-        self.wake();
-        told
-    }
-
-    /// Called by the writer: takes no more records. Gives whether any had come since the last look, and how many
-    /// entries are open.
-    pub(super) fn close(&self) -> (bool, u64) {
-        let mut inside = self.lock();
-        let Queues {
-            intentions,
-            endings,
-            notes,
-            ..
-        } = &inside.queues;
-        let empty = intentions.is_empty() && endings.is_empty() && notes.is_empty();
-        inside.closed = empty;
-        (empty, inside.open.total())
-    }
-
-    /// The oldest segment that holds an open entry.
-    pub(super) fn oldest(&self) -> Option<u64> {
-        self.lock().open.oldest()
     }
 
     pub(super) fn is_shared(&self) -> bool {
@@ -335,6 +316,16 @@ impl Seat {
 }
 
 impl Inside {
+    fn note(&mut self, encode: impl FnOnce(&mut Vec<u8>)) -> bool {
+        let notes = &mut self.queues.notes;
+        if self.closed || notes.len() + RECORD_BYTES_MAX > NOTE_BYTES_MAX {
+            return false;
+        }
+        encode(notes);
+        notes.push(b'\n');
+        true
+    }
+
     /// The ticket of the first who waits.
     fn first(&self) -> u64 {
         self.issued + 1 - self.waiting.len() as u64
@@ -344,6 +335,8 @@ impl Inside {
 impl Queues {
     /// Empties it, keeping what is worth keeping.
     pub(super) fn clear(&mut self) {
+        self.lines = 0;
+        self.wanted.clear();
         for queue in [&mut self.intentions, &mut self.endings, &mut self.notes] {
             queue.clear();
             if queue.capacity() > KEPT_BYTES_MAX {

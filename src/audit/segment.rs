@@ -6,6 +6,7 @@
 //! state_dir/audit/spare                        the next one, made ahead: zeros only
 //! state_dir/audit/quarantine/                  bytes that recovery could not read, never deleted
 //! state_dir/audit/tag.key                      the key of the tags in records
+//! state_dir/audit/seal.*                       keys of the seals, drawn in `keys`
 //! ```
 //!
 //! The number is the `seq` of the first record, which is an event `segment`. A file is written front to back, each
@@ -14,8 +15,9 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 
+use crate::clock::Id;
 use crate::config::typed::Durability;
 use crate::disk::{Access, Disk, File};
 use crate::workers;
@@ -55,8 +57,15 @@ pub(super) struct Segment {
     size: u64,
 }
 
-/// Makes spares, one ahead.
-pub(super) enum Spares {
+/// The next segment, made ahead.
+pub(super) struct Spares {
+    maker: Maker,
+    held: Option<Spare>,
+    /// Why the last one could not be made.
+    failed: Option<io::Error>,
+}
+
+enum Maker {
     /// A thread of its own makes them; `asked` while it does, or has done.
     Ahead {
         ask: SyncSender<u64>,
@@ -64,7 +73,7 @@ pub(super) enum Spares {
         size: u64,
         asked: bool,
     },
-    /// Made when needed.
+    /// Made by who asks.
     #[cfg(test)]
     Here(Store),
 }
@@ -99,6 +108,12 @@ impl Store {
         let mut segments: Vec<_> = names.iter().filter_map(|n| Name::read(n)).collect();
         segments.sort_unstable();
         Ok(segments)
+    }
+
+    /// Whether both are on one device, as far as that can be told.
+    pub(super) fn is_beside(&self, other: &Self) -> bool {
+        let device = |store: &Self| store.disk.device(&store.dir).ok();
+        device(self).is_some_and(|ours| device(other) == Some(ours))
     }
 
     pub(super) fn path(&self, name: Name) -> PathBuf {
@@ -162,50 +177,83 @@ impl Spares {
             }
         })?;
         ask.send(size.min(FIRST_BYTES_MAX)).map_err(|_| gone())?;
-        Ok(Self::Ahead {
+        Ok(Self::by(Maker::Ahead {
             ask,
             made,
             size,
             asked: true,
-        })
+        }))
     }
 
-    /// One that was made ahead, or now.
-    fn take(&mut self) -> io::Result<Spare> {
-        match self {
-            Self::Ahead {
-                ask,
-                made,
-                size,
-                asked,
-            } => {
-                let mut result = None;
-                if *asked {
-                    result = made.recv().map_err(|_| gone())?.ok(); // an old failure says nothing about now
-                }
-                *asked = false;
-                let spare = match result {
-                    Some(spare) => spare,
-                    None => {
-                        ask.send(*size).map_err(|_| gone())?;
-                        made.recv().map_err(|_| gone())??
-                    }
-                };
-                Ok(spare)
-            }
-            #[cfg(test)]
-            Self::Here(store) => store.spare(store.segment_bytes),
+    /// Without a thread.
+    #[cfg(test)]
+    pub(super) fn here(store: Store) -> Self {
+        Self::by(Maker::Here(store))
+    }
+
+    fn by(maker: Maker) -> Self {
+        Self {
+            maker,
+            held: None,
+            failed: None,
         }
+    }
+
+    /// Makes sure that there is one, and waits for it.
+    pub(super) fn ready(&mut self) -> io::Result<()> {
+        self.keep(true);
+        if self.held.is_none() {
+            self.ahead();
+            self.keep(true);
+        }
+        match (&self.held, self.failed.take()) {
+            (Some(_), _) => Ok(()),
+            (None, error) => Err(error.unwrap_or_else(gone)),
+        }
+    }
+
+    fn take(&mut self) -> io::Result<Spare> {
+        self.ready()?;
+        self.held.take().ok_or_else(gone)
     }
 
     /// Has the next one made.
     fn ahead(&mut self) {
-        match self {
-            Self::Ahead {
+        match &mut self.maker {
+            Maker::Ahead {
                 ask, size, asked, ..
-            } => *asked = ask.send(*size).is_ok(),
+            } => *asked = *asked || ask.send(*size).is_ok(),
             #[cfg(test)]
-            Self::Here(_) => {}
+            Maker::Here(store) => {
+                let made = store.spare(store.segment_bytes);
+                self.set(made);
+            }
+        }
+    }
+
+    /// Takes in what was asked for, if it is made, or when it is if that can be waited for.
+    fn keep(&mut self, wait: bool) {
+        match &mut self.maker {
+            Maker::Ahead { made, asked, .. } if *asked => {
+                let result = if wait {
+                    made.recv().map_err(|_| gone())
+                } else {
+                    match made.try_recv() {
+                        Err(TryRecvError::Empty) => return,
+                        result => result.map_err(|_| gone()),
+                    }
+                };
+                *asked = false;
+                self.set(result.flatten());
+            }
+            _ => {}
+        }
+    }
+
+    fn set(&mut self, made: io::Result<Spare>) {
+        match made {
+            Ok(spare) => (self.held, self.failed) = (Some(spare), None),
+            Err(error) => self.failed = Some(error),
         }
     }
 }
@@ -235,16 +283,43 @@ impl Segment {
         self.size.saturating_sub(self.len)
     }
 
-    /// Writes one batch. After an error the segment is good for [`Self::abandon`] only.
-    pub(super) fn append(&mut self, batch: &[u8]) -> io::Result<()> {
-        self.file.write_all_at(batch, self.len)?;
-        self.len += batch.len() as u64;
-        Ok(())
+    /// Bytes that fit into it.
+    pub(super) fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Writes one batch behind what counts. After an error the segment is good for [`Self::abandon`] only.
+    pub(super) fn append(&self, batch: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(batch, self.len)
+    }
+
+    /// Says that the batch of so many bytes counts, which was appended.
+    pub(super) fn count(&mut self, bytes: usize) {
+        self.len += bytes as u64;
     }
 
     /// Whether its name still leads to it.
     pub(super) fn is_there(&self) -> bool {
         self.file.is_at(&self.path)
+    }
+
+    /// Copies its records to where they belong. What has its name now, if anything, goes to quarantine.
+    pub(super) fn restore(&self, store: &Store) -> io::Result<PathBuf> {
+        let (disk, first) = (&store.disk, self.first);
+        if disk.open(&self.path, Access::Read).is_ok() {
+            let dir = store.quarantine();
+            disk.make_dir(&dir)?;
+            let foreign = format!("{first:0SEQ_DIGITS$}.foreign.{}", Id::new());
+            disk.rename(&self.path, &dir.join(foreign))?;
+            disk.sync_dir(&dir)?;
+        }
+        let closed = store.path(Name {
+            first,
+            closed: true,
+        });
+        disk.create_from(&closed, &self.file, 0, self.len)?;
+        disk.sync_dir(&store.dir)?;
+        Ok(closed)
     }
 
     pub(super) fn path(&self) -> &Path {

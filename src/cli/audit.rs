@@ -1,6 +1,6 @@
 //! `tollgate audit`: the log, read by somebody who need not trust the process that wrote it.
 //!
-//! Both commands read a state directory, or a directory of copied segments, without a lock and without a running
+//! The commands read a state directory, or directories of copied segments, without a lock and without a running
 //! process; they change nothing.
 
 use std::io::{self, BufWriter, Write};
@@ -9,9 +9,12 @@ use std::path::PathBuf;
 use clap::{Subcommand, ValueEnum};
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Exit, complain, print};
-use crate::audit::{self, Filter, Problem, Report};
+use super::{Exit, complain};
+use crate::audit::{self, Filter};
 use crate::clock::{self, Id};
+
+mod prove;
+mod verify;
 
 /// Read the audit log: verify it or search it, while it is written or on a copy
 #[derive(clap::Args, Debug)]
@@ -22,30 +25,36 @@ pub(super) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Prove one record to somebody who does not see the others
+    Prove(prove::Prove),
+    /// Prove that the log of an earlier seal is the beginning of the log now
+    ProveGrowth(prove::Growth),
     /// Print the records that match, as JSON Lines, oldest first
     Search(Box<Search>),
-    /// Check every byte, that no record is missing, and that every entry has exactly one end
-    Verify(Verify),
+    /// Check every byte, that no record is missing, that every entry has exactly one end, and every seal
+    Verify(verify::Verify),
+    /// Check a proof with a public key, without the log
+    VerifyProof(prove::VerifyProof),
 }
 
 #[derive(clap::Args, Debug)]
-struct StateDir {
-    /// The state directory, or a directory of copied segments
-    #[arg(long, value_name = "DIR", default_value = "/var/lib/tollgate")]
-    state_dir: PathBuf,
+struct Dirs {
+    /// The state directory, or directories with copied segments of one log
+    #[arg(value_name = "DIR", default_value = "/var/lib/tollgate")]
+    dirs: Vec<PathBuf>,
 }
 
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
 Examples:
-  tollgate audit search --state-dir /var/lib/tollgate --client 203.0.113.0/24 --since 1h
+  tollgate audit search --client 203.0.113.0/24 --since 1h
   tollgate audit search --kind after --outcome failed --since 2026-11-24T00:00:00Z | jq .reason
   tollgate audit search --host db.example.com --limit 10
   tollgate audit search --certificate 'CN=acme' --kind denied
   tollgate audit search --tag 'value-of-a-query-parameter'")]
 struct Search {
     #[command(flatten)]
-    dir: StateDir,
+    dirs: Dirs,
     /// Both records of one entry
     #[arg(long, value_parser = id)]
     id: Option<Id>,
@@ -78,21 +87,6 @@ struct Search {
     limit: Option<u64>,
 }
 
-#[derive(clap::Args, Debug)]
-#[command(after_help = "\
-Exit status: 0 the log is whole, 1 it is not (the first place is named), 3 it cannot be read.
-
-Examples:
-  tollgate audit verify --state-dir /var/lib/tollgate
-  tollgate audit verify --state-dir ./copied-segments --json | jq .problem")]
-struct Verify {
-    #[command(flatten)]
-    dir: StateDir,
-    /// Print one JSON object
-    #[arg(long)]
-    json: bool,
-}
-
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum KindOf {
     After,
@@ -112,8 +106,11 @@ enum Ended {
 
 pub(super) fn run(arguments: &Arguments) -> Exit {
     match &arguments.command {
+        Command::Prove(prove) => prove::record(prove),
+        Command::ProveGrowth(growth) => prove::growth(growth),
         Command::Search(search) => self::search(search),
-        Command::Verify(verify) => self::verify(verify),
+        Command::Verify(verify) => verify::run(verify),
+        Command::VerifyProof(proof) => prove::verify(proof),
     }
 }
 
@@ -121,7 +118,7 @@ fn search(search: &Search) -> Exit {
     let tag = match search
         .tag
         .as_deref()
-        .map(|value| audit::tag_of(&search.dir.state_dir, value))
+        .map(|value| audit::tag_of(&search.dirs.dirs, value))
     {
         Some(Err(error)) => {
             complain(&error);
@@ -142,77 +139,20 @@ fn search(search: &Search) -> Exit {
         limit: search.limit,
     };
     let mut out = BufWriter::new(io::stdout().lock());
-    let found = audit::search(&search.dir.state_dir, &filter, |line| {
+    let found = audit::search(&search.dirs.dirs, &filter, |line| {
         out.write_all(line)?;
         out.write_all(b"\n")
     });
     match found.and_then(|_| out.flush()) {
         Ok(()) => Exit::Done,
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::Done,
-        Err(error) => unreadable(&search.dir, error),
+        Err(error) => unreadable(&search.dirs, error),
     }
 }
 
-fn verify(verify: &Verify) -> Exit {
-    let report = match audit::verify(&verify.dir.state_dir) {
-        Ok(report) => report,
-        Err(error) => return unreadable(&verify.dir, error),
-    };
-    let said = if verify.json {
-        print(&format!("{}\n", serde_json::json!(report)))
-    } else {
-        print(&told(&report))
-    };
-    match (said, &report.problem) {
-        (Exit::Done, Some(_)) => Exit::DoesNotHold,
-        (said, _) => said,
-    }
-}
-
-fn told(report: &Report) -> String {
-    let Report {
-        segments,
-        records,
-        first_seq,
-        last_seq,
-        entries,
-        open,
-        ..
-    } = report;
-    let mut text = format!(
-        "segments  {segments}\nrecords   {records} ({first_seq} to {last_seq})\nentries   {entries}, {open} still open\n"
-    );
-    if report.begun_earlier > 0 {
-        text.push_str(&format!(
-            "earlier   {} ended that began before the first segment\n",
-            report.begun_earlier
-        ));
-    }
-    if let Some(unfinished) = &report.unfinished {
-        text.push_str(&format!("end       {}\n", place(unfinished)));
-    }
-    text.push_str(&match &report.problem {
-        Some(problem) => format!("NOT WHOLE {}\n", place(problem)),
-        None => "whole\n".to_owned(),
-    });
-    text
-}
-
-fn place(problem: &Problem) -> String {
-    let Problem {
-        file,
-        line,
-        offset,
-        what,
-    } = problem;
-    format!("{what}, in {}, line {line}, byte {offset}", file.display())
-}
-
-fn unreadable(dir: &StateDir, error: io::Error) -> Exit {
-    let what = format!(
-        "the audit log in {} cannot be read",
-        dir.state_dir.display()
-    );
+fn unreadable(dirs: &Dirs, error: io::Error) -> Exit {
+    let dirs: Vec<_> = dirs.dirs.iter().map(|dir| dir.to_string_lossy()).collect();
+    let what = format!("the audit log in {} cannot be read", dirs.join(", "));
     complain(anyhow::Error::new(error).context(what).as_ref());
     Exit::Failed
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use super::{Exit, complain};
 use crate::app;
+use crate::audit::OnDamage;
 use crate::{clock, workers};
 
 mod sample;
@@ -58,7 +59,7 @@ fn demo(arguments: &Arguments) -> anyhow::Result<()> {
     fs::write(&file, configuration(arguments, &folder, server))?;
     let log = folder.join("state/audit");
     let invitation = invitation(arguments, &folder, destination);
-    app::run_with(&file, move || {
+    app::run_with(&file, OnDamage::Refuse, move || {
         let shown = workers::thread("demo-records", move || show(&log, &invitation));
         shown.map(drop)
     })?;

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use super::raw::{Table, Value};
 use super::typed::{
-    Admin, Audit, Durability, Limit, Log, LogFormat, OnFailure, Process, RedisStore,
+    Admin, Audit, Durability, Limit, Log, LogFormat, OnFailure, Process, RedisStore, Retain,
 };
-use super::{ON_FAILURE, acme, tickets, units};
+use super::{ON_FAILURE, acme, seals, tickets, units};
 
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -25,6 +25,12 @@ const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST
 
 const DEFAULT_WAIT_BUDGET: Duration = SECOND;
 const DEFAULT_SEGMENT_BYTES: u64 = 64 << 20;
+const DEFAULT_MIN_FREE_BYTES: u64 = 1 << 30;
+const DEFAULT_RETAIN_DAYS: u32 = 365;
+/// A hundred years: for ever.
+const RETAIN_DAYS_MAX: u32 = 36_525;
+/// Of the log, at least so many segments are kept.
+const RETAIN_SEGMENTS_MIN: u64 = 4;
 const NAMES_MAX: usize = 256;
 /// Paths of ToolJet that carry a token.
 const DEFAULT_SECRET_PATHS: [&str; 3] = [
@@ -144,28 +150,36 @@ pub(super) fn log(root: &Table<'_>) -> Log {
     log
 }
 
+impl Default for Audit {
+    /// What holds if the file says nothing.
+    fn default() -> Self {
+        Self {
+            durability: Durability::Sync,
+            on_failure: OnFailure::Refuse,
+            wait_budget: DEFAULT_WAIT_BUDGET,
+            standby_dir: None,
+            stall_after: DEFAULT_WAIT_BUDGET / 2,
+            segment_bytes: DEFAULT_SEGMENT_BYTES,
+            seal_every: SECOND,
+            anchors: Vec::new(),
+            receipt_key: None,
+            min_free: DEFAULT_MIN_FREE_BYTES,
+            retain: Retain {
+                days: DEFAULT_RETAIN_DAYS,
+                max_bytes: None,
+            },
+            query_values: Vec::new(),
+            secret_paths: DEFAULT_SECRET_PATHS.map(str::to_owned).into(),
+        }
+    }
+}
+
 /// `[audit]`
-pub(super) fn audit(root: &Table<'_>) -> Audit {
-    let mut audit = Audit {
-        durability: Durability::Sync,
-        on_failure: OnFailure::Refuse,
-        wait_budget: DEFAULT_WAIT_BUDGET,
-        segment_bytes: DEFAULT_SEGMENT_BYTES,
-        query_values: Vec::new(),
-        secret_paths: DEFAULT_SECRET_PATHS.map(str::to_owned).into(),
-    };
+pub(super) fn audit(root: &Table<'_>, folder: &Path) -> Audit {
+    let mut audit = Audit::default();
     let Some(table) = root.table("audit") else {
         return audit;
     };
-    table.not_yet(
-        "retain",
-        "remove closed segments yourself once they are copied away",
-    );
-    table.not_yet("standby_dir", "watch the free space of `state_dir`");
-    table.not_yet(
-        "seal_every",
-        "`tollgate audit verify` checks sequence and checksums",
-    );
     table.not_yet("identity", "records hold the client address, not the user");
     table.not_yet(
         "sink",
@@ -176,7 +190,29 @@ pub(super) fn audit(root: &Table<'_>) -> Audit {
     audit.on_failure = table.word("on_failure", &ON_FAILURE, audit.on_failure);
     let budget = Duration::from_millis(10)..=60 * SECOND;
     audit.wait_budget = table.duration("wait_budget", budget, audit.wait_budget);
+    audit.standby_dir = table
+        .value("standby_dir")
+        .and_then(|value| value.parsed(absolute));
+    audit.stall_after = table.duration(
+        "stall_after",
+        Duration::from_millis(5)..=audit.wait_budget,
+        audit.wait_budget / 2,
+    );
     audit.segment_bytes = table.size("segment", 64 << 10..=1 << 30, audit.segment_bytes);
+    audit.min_free = table.size("min_free", 0..=1 << 50, audit.min_free);
+    if let Some(retain) = table.table("retain") {
+        audit.retain.days = retain.integer("days", 1..=RETAIN_DAYS_MAX, audit.retain.days);
+        let least = audit.segment_bytes * RETAIN_SEGMENTS_MIN;
+        let bytes = retain.value("max_bytes");
+        audit.retain.max_bytes = bytes.and_then(|bytes| bytes.size(least..=1 << 50));
+    }
+    audit.seal_every = table.duration(
+        "seal_every",
+        Duration::from_millis(100)..=HOUR,
+        audit.seal_every,
+    );
+    audit.anchors = seals::anchors(&table);
+    audit.receipt_key = seals::receipt_key(&table, folder);
     audit.query_values = names(table.value("query_values"), &|text| {
         if text.is_empty() || text.contains(['&', '=', '#']) {
             let mend = r#"write the name of a query parameter alone, as in "page""#;

@@ -42,6 +42,8 @@ pub(super) struct Around<'a> {
     pub(super) on_failure: OnFailure,
     /// Whether the listener at hand asks its clients for certificates.
     pub(super) asks: bool,
+    /// Whether `[audit.receipt]` has a key.
+    pub(super) receipts: bool,
     /// Grows by the URLs that are given in place of names.
     pub(super) upstreams: BTreeMap<String, Upstream>,
 }
@@ -53,6 +55,7 @@ struct Defaults {
     timeouts: Timeouts,
     max_body: Option<u64>,
     on_failure: OnFailure,
+    receipt: bool,
 }
 
 /// `[upstreams]`
@@ -152,8 +155,9 @@ fn routes(table: &Table<'_>, around: &mut Around<'_>) -> Vec<Route> {
         timeouts: DEFAULT_TIMEOUTS,
         max_body: Some(DEFAULT_MAX_BODY_BYTES),
         on_failure: around.on_failure,
+        receipt: false,
     };
-    let defaults = defaults(table, &bottom);
+    let defaults = defaults(table, around, &bottom);
     let mut routes = Vec::new();
     let mut values = Vec::new();
     for value in table.list("route") {
@@ -175,7 +179,7 @@ fn routes(table: &Table<'_>, around: &mut Around<'_>) -> Vec<Route> {
     routes
 }
 
-fn defaults(table: &Table<'_>, outer: &Defaults) -> Defaults {
+fn defaults(table: &Table<'_>, around: &Around<'_>, outer: &Defaults) -> Defaults {
     let hosts = match table.value("hosts") {
         None => outer.hosts.clone(),
         Some(value) => hosts(&value),
@@ -191,7 +195,18 @@ fn defaults(table: &Table<'_>, outer: &Defaults) -> Defaults {
         max_body,
         timeouts: timeouts.map_or(outer.timeouts, |t| read_timeouts(&t, outer.timeouts)),
         on_failure: table.word("on_failure", &ON_FAILURE, outer.on_failure),
+        receipt: receipt(table, around).unwrap_or(outer.receipt),
     }
+}
+
+fn receipt(table: &Table<'_>, around: &Around<'_>) -> Option<bool> {
+    let value = table.value("receipt")?;
+    let receipt = value.boolean()?;
+    if receipt && !around.receipts {
+        let mend = r#"add `[audit.receipt]` with `key_file = "FILE"`, which the upstream has too"#;
+        value.wrong("there is no key to make receipts with", mend);
+    }
+    Some(receipt)
 }
 
 fn hosts(value: &Value<'_>) -> Vec<HostPattern> {
@@ -214,7 +229,7 @@ fn read_timeouts(table: &Table<'_>, outer: Timeouts) -> Timeouts {
 }
 
 fn route(table: &Table<'_>, around: &mut Around<'_>, outer: &Defaults) -> Option<Route> {
-    let own = defaults(table, outer);
+    let own = defaults(table, around, outer);
     let path = match table.value("path") {
         None => Some("/".to_owned()),
         Some(value) => value.parsed(path),
@@ -246,6 +261,7 @@ fn route(table: &Table<'_>, around: &mut Around<'_>, outer: &Defaults) -> Option
         timeouts: own.timeouts,
         max_body: own.max_body,
         on_failure: own.on_failure,
+        receipt: own.receipt,
     })
 }
 
@@ -261,6 +277,7 @@ fn last(defaults: Defaults, upstream: String) -> Route {
         timeouts: defaults.timeouts,
         max_body: defaults.max_body,
         on_failure: defaults.on_failure,
+        receipt: defaults.receipt,
     }
 }
 

@@ -261,6 +261,14 @@ impl<'t> Value<'t> {
         }
     }
 
+    /// True or false.
+    pub(super) fn boolean(&self) -> Option<bool> {
+        let mend = "write true or false, without quotes";
+        self.value
+            .as_bool()
+            .or_else(|| self.is_not("true or false", mend))
+    }
+
     /// An address that is listened on.
     pub(super) fn listen(&self) -> Option<SocketAddr> {
         let address = self.parsed(units::listen)?;

@@ -125,12 +125,51 @@ pub struct Audit {
     pub on_failure: OnFailure,
     /// How long a request waits for its record.
     pub wait_budget: Duration,
+    /// Where the log goes on when the state directory's disk fails or hangs.
+    pub standby_dir: Option<PathBuf>,
+    /// After this time a call to the disk hangs.
+    pub stall_after: Duration,
     /// Size of one segment file.
     pub segment_bytes: u64,
+    /// Bytes of free space below which it is told that the disk runs full.
+    pub min_free: u64,
+    pub retain: Retain,
+    /// Records are sealed after this time at the latest.
+    pub seal_every: Duration,
+    pub anchors: Vec<Anchor>,
+    /// What receipts are made with; there whenever a route gives them.
+    pub receipt_key: Option<Password>,
     /// Names of query parameters whose values are written as they are.
     pub query_values: Vec<String>,
     /// Path patterns whose `*` segments are secrets, as in `/invitations/*`.
     pub secret_paths: Vec<String>,
+}
+
+/// Which closed segments of the log are kept.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Retain {
+    /// Those whose last record is not older.
+    pub days: u32,
+    /// And of them the newest, up to so much altogether.
+    pub max_bytes: Option<u64>,
+}
+
+/// `[[audit.anchor]]`: where the notes of seals go.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Anchor {
+    /// Inherited from whoever started the process.
+    Descriptor(u32),
+    /// Appended to.
+    File(PathBuf),
+}
+
+impl std::fmt::Display for Anchor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Descriptor(number) => write!(f, "descriptor {number}"),
+            Self::File(path) => path.display().fmt(f),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -250,6 +289,8 @@ pub struct Route {
     /// Bytes of a request body; `None`: unbounded.
     pub max_body: Option<u64>,
     pub on_failure: OnFailure,
+    /// Whether forwarded requests carry a receipt.
+    pub receipt: bool,
 }
 
 /// A host name, or `*.` and a name for everything below it.
@@ -318,7 +359,7 @@ pub struct EgressClient {
     pub password: Option<Password>,
 }
 
-/// A password that does not show itself.
+/// A password or key that does not show itself.
 #[derive(Clone, Eq, PartialEq)]
 pub struct Password(pub Box<[u8]>);
 

@@ -29,6 +29,7 @@ struct State {
     fault: Option<Fault>,
     bytes_max: Option<u64>,
     hangs: bool,
+    stuck: bool,
 }
 
 #[derive(Clone, Default)]
@@ -44,6 +45,8 @@ pub(crate) enum Fault {
     Fail { at: u64, count: u64, torn: Torn },
     /// From call number `at` on nothing works any more; that call, if a write, leaves `torn` of its bytes.
     Cut { at: u64, torn: Torn },
+    /// Call number `at` hangs until the fault is taken away: before it has done anything, or when it has `landed`.
+    Hang { at: u64, landed: bool },
 }
 
 /// Which bytes of a failing write arrive: a device need not write in order.
@@ -64,6 +67,12 @@ impl Torn {
 impl Memory {
     pub(crate) fn set_fault(&self, fault: Option<Fault>) {
         self.state().fault = fault;
+        self.0.1.notify_all();
+    }
+
+    /// Whether a call hangs at present.
+    pub(crate) fn is_stuck(&self) -> bool {
+        self.state().stuck
     }
 
     /// Room for all files together.
@@ -82,6 +91,18 @@ impl Memory {
         while state.hangs {
             state = self.0.1.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    pub(super) fn free(&self) -> u64 {
+        let state = self.state();
+        state
+            .bytes_max
+            .map_or(u64::MAX, |max| max.saturating_sub(state.used()))
+    }
+
+    /// Its own.
+    pub(super) fn device(&self) -> u64 {
+        Arc::as_ptr(&self.0).addr() as u64
     }
 
     /// Changing calls until now.
@@ -126,8 +147,18 @@ impl Memory {
         };
     }
 
+    /// Whether `bytes` are anywhere, files included that have no name any more.
+    pub(crate) fn holds(&self, bytes: &[u8]) -> bool {
+        let state = self.state();
+        let mut contents = state.files.iter().flat_map(|file| [&file.seen, &file.kept]);
+        contents.any(|content| memchr::memmem::find(content, bytes).is_some())
+    }
+
     pub(super) fn make_dir(&self, _: &Path) -> io::Result<()> {
-        Ok(self.state().call()?)
+        let (state, called) = self.enter();
+        called?;
+        self.leave(state);
+        Ok(())
     }
 
     pub(super) fn names(&self, dir: &Path) -> io::Result<Vec<String>> {
@@ -146,23 +177,15 @@ impl Memory {
     }
 
     pub(super) fn create_with(&self, path: &Path, content: &[u8]) -> io::Result<()> {
-        if self.state().seen.contains_key(path) {
-            return Err(io::ErrorKind::AlreadyExists.into());
-        }
         self.create(path, content.to_vec())
     }
 
     fn create(&self, path: &Path, content: Vec<u8>) -> io::Result<()> {
-        let mut state = self.state();
-        state.call()?;
-        let used: usize = state
-            .seen
-            .values()
-            .map(|f| state.files[*f].seen.len())
-            .sum();
+        let (mut state, called) = self.enter();
+        called?;
         if state
             .bytes_max
-            .is_some_and(|max| (used + content.len()) as u64 > max)
+            .is_some_and(|max| state.used() + content.len() as u64 > max)
         {
             return Err(io::ErrorKind::StorageFull.into());
         }
@@ -171,6 +194,7 @@ impl Memory {
             seen: content.clone(),
             kept: content,
         };
+        self.leave(state);
         Ok(())
     }
 
@@ -184,38 +208,72 @@ impl Memory {
     }
 
     pub(super) fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        let mut state = self.state();
-        state.call()?;
+        let (mut state, called) = self.enter();
+        called?;
         let file = state.seen.remove(from).ok_or(io::ErrorKind::NotFound)?;
         state.seen.insert(to.to_owned(), file);
+        self.leave(state);
         Ok(())
     }
 
     pub(super) fn remove(&self, path: &Path) -> io::Result<()> {
-        let mut state = self.state();
-        state.call()?;
+        let (mut state, called) = self.enter();
+        called?;
         state.seen.remove(path).ok_or(io::ErrorKind::NotFound)?;
+        self.leave(state);
         Ok(())
     }
 
     pub(super) fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        let mut state = self.state();
-        state.call()?;
+        let (mut state, called) = self.enter();
+        called?;
         let seen = state.seen.clone();
         state.kept.retain(|path, _| path.parent() != Some(dir));
         state.kept.extend(
             seen.into_iter()
                 .filter(|(path, _)| path.parent() == Some(dir)),
         );
+        self.leave(state);
         Ok(())
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Begins a call.
+    fn enter(&self) -> (MutexGuard<'_, State>, Result<(), Injected>) {
+        let mut state = self.state();
+        state.calls += 1;
+        let state = self.hang(state, false);
+        let result = state.verdict();
+        (state, result)
+    }
+
+    /// Ends a call that has done what it does.
+    fn leave(&self, state: MutexGuard<'_, State>) {
+        drop(self.hang(state, true));
+    }
+
+    fn hang<'a>(&self, mut state: MutexGuard<'a, State>, now: bool) -> MutexGuard<'a, State> {
+        let call = state.calls;
+        let hangs = |state: &State| matches!(state.fault, Some(Fault::Hang { at, landed }) if at == call && landed == now);
+        while hangs(&state) {
+            state.stuck = true;
+            state = self.0.1.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.stuck = false;
+        }
+        state
+    }
 }
 
 impl State {
+    /// Bytes of all files that have a name.
+    fn used(&self) -> u64 {
+        let lengths = self.seen.values().map(|f| self.files[*f].seen.len() as u64);
+        lengths.sum()
+    }
+
     fn add(&mut self, path: &Path) -> usize {
         self.files.push(Content::default());
         let file = self.files.len() - 1;
@@ -223,9 +281,8 @@ impl State {
         file
     }
 
-    /// Counts a call; an error carries how many bytes a write leaves behind.
-    fn call(&mut self) -> Result<(), Injected> {
-        self.calls += 1;
+    /// Of the call that was counted last; an error carries how many bytes a write leaves behind.
+    fn verdict(&self) -> Result<(), Injected> {
         match self.fault {
             Some(Fault::Fail { at, count, torn }) if (at..at + count).contains(&self.calls) => {
                 Err(Injected(torn))
@@ -248,8 +305,8 @@ impl From<Injected> for io::Error {
 impl Handle {
     pub(super) fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         self.disk.until_it_moves();
-        let mut state = self.disk.state();
-        let (torn, result) = match state.call() {
+        let (mut state, called) = self.disk.enter();
+        let (torn, result) = match called {
             Ok(()) => (Torn::ALL, Ok(())),
             Err(injected) => (injected.0, Err(injected.into())),
         };
@@ -265,6 +322,7 @@ impl Handle {
         if durable {
             lay(&mut content.kept);
         }
+        self.disk.leave(state);
         result
     }
 
@@ -280,11 +338,12 @@ impl Handle {
     }
 
     pub(super) fn truncate(&self, bytes: u64) -> io::Result<()> {
-        let mut state = self.disk.state();
-        state.call()?;
+        let (mut state, called) = self.disk.enter();
+        called?;
         let content = &mut state.files[self.file];
         content.seen.truncate(usize::try_from(bytes).unwrap());
         content.kept = content.seen.clone();
+        self.disk.leave(state);
         Ok(())
     }
 

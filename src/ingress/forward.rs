@@ -11,6 +11,8 @@ use http::{HeaderMap, Request, Response, StatusCode, Version};
 use hyper::body::{Body as _, Incoming};
 use hyper::upgrade::OnUpgrade;
 
+use crate::audit::Bound;
+use crate::clock;
 use crate::outcome::{Outcome, Refusal};
 use crate::snapshot::Route;
 use crate::wire::http::{
@@ -27,6 +29,7 @@ use super::visitor::Visitor;
 
 const CLIENT_CERT: HeaderName = HeaderName::from_static("client-cert");
 const CLIENT_CERT_CHAIN: HeaderName = HeaderName::from_static("client-cert-chain");
+const TOLLGATE_RECEIPT: HeaderName = HeaderName::from_static("tollgate-receipt");
 const X_CLIENT_IP: HeaderName = HeaderName::from_static("x-client-ip");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
@@ -34,7 +37,7 @@ const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto
 const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Fields that [`introduce`] may add.
-const OURS_MAX: usize = 11;
+const OURS_MAX: usize = 12;
 
 impl Ingress {
     /// Sends an admitted request on, and gives its answer. The passage ends with the answer's last byte.
@@ -57,6 +60,7 @@ impl Ingress {
         let client = websocket.then(|| hyper::upgrade::on(&mut request));
         clean_request(request.headers_mut());
         introduce(request.headers_mut(), &visitor, &authority.value, &id);
+        self.give_receipt(route, &passage, &mut request);
         let upload = upload(body, route, &mut passage);
         let request = ours(request, upload, websocket);
 
@@ -76,6 +80,32 @@ impl Ingress {
             return fail(&visitor, passage, Some(Refusal::UpstreamBroken), &id);
         }
         answer(response, link, passage, route, &visitor, id)
+    }
+
+    /// Lets the upstream see that the request is on record, if the route says so and it is.
+    fn give_receipt(&self, route: &Route, passage: &Passage, request: &mut Request<()>) {
+        let (Some(key), Some(mark)) = (&route.receipt, passage.mark()) else {
+            return;
+        };
+        let field = |name| {
+            request
+                .headers()
+                .get(name)
+                .map_or(&b""[..], HeaderValue::as_bytes)
+        };
+        let bound = Bound {
+            id: field(X_REQUEST_ID),
+            method: request.method().as_str(),
+            host: field(header::HOST),
+            target: request
+                .uri()
+                .path_and_query()
+                .map_or("/", PathAndQuery::as_str),
+        };
+        let receipt = key.receipt(self.journal.log_id(), mark, &bound, clock::wall_ns());
+        if let Ok(value) = HeaderValue::try_from(receipt) {
+            request.headers_mut().insert(TOLLGATE_RECEIPT, value);
+        }
     }
 
     /// Relays the 101 and then the streams behind it.

@@ -113,10 +113,15 @@ impl Ingress {
         ];
         measure(&arrival.body, route.max_body)?;
         let facts = facts(&arrival, client, &route, &snapshot);
-        let admitted = self
-            .journal
-            .admit(entry, &Before::Request(&facts), route.on_failure)
-            .await?;
+        let (before, on_failure) = (Before::Request(&facts), route.on_failure);
+        let admitted = match &route.receipt {
+            None => self.journal.admit(entry, &before, on_failure).await?,
+            Some(_) => {
+                self.journal
+                    .admit_marked(entry, &before, on_failure)
+                    .await?
+            }
+        };
         drop(snapshot);
         let pulse = Arc::clone(&visitor.pulse);
         let passage = Passage::new(admitted, slots, turn, Arc::clone(&self.metrics), pulse);

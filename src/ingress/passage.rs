@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use crate::audit::Admitted;
+use crate::audit::{Admitted, Mark};
 use crate::clock;
 use crate::limit::Slot;
 use crate::outcome::{Outcome, Refusal};
@@ -85,6 +85,11 @@ impl Passage {
             bytes_out: 0,
             bytes_in: 0,
         }
+    }
+
+    /// The place of its BEFORE record, if its route gives receipts.
+    pub(super) fn mark(&self) -> Option<&Mark> {
+        self.admitted.as_ref()?.mark()
     }
 
     /// Writes the terminal record; a second call does nothing.

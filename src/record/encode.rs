@@ -3,8 +3,9 @@
 //! The order of the first fields is part of the format, so that a reader finds them without parsing: `kind`, `id`
 //! (before and after only), `time`, `way` (not for events). Every field from outside has a bound, named here.
 
-use std::net::IpAddr;
 use std::time::Duration;
+
+use ipnet::IpNet;
 
 use super::json::Fields;
 use super::{After, Before, Denied, Dial, Event, Request};
@@ -22,8 +23,12 @@ const CLAIMED_ID_BYTES_MAX: usize = 128;
 const NAME_BYTES_MAX: usize = 256;
 const ADDRESSES_MAX: usize = 16;
 const TARGET_BYTES_MAX: usize = 256;
-const FACT_BYTES_MAX: usize = 1024;
+/// The edge of a tree of 2^64 - 1 records has room.
+const FACT_BYTES_MAX: usize = 3 * 1024;
+/// All facts of one event, their names not counted.
+const FACTS_BYTES_MAX: usize = 32 * 1024;
 const FACTS_MAX: usize = 32;
+const NOTE_BYTES_MAX: usize = 2048;
 /// No terminal record is longer: it holds nothing from outside.
 pub(crate) const AFTER_BYTES_MAX: usize = 512;
 
@@ -144,21 +149,24 @@ pub(crate) struct DeniedCount {
     pub(crate) way: Way,
     pub(crate) refusal: Refusal,
     /// Listener and client network; `None` for all that found no place of their own.
-    pub(crate) whose: Option<(std::net::SocketAddr, IpAddr)>,
+    pub(crate) whose: Option<(std::net::SocketAddr, IpNet)>,
     pub(crate) count: u64,
     /// When counting began.
     pub(crate) since_ns: u64,
 }
 
 impl DeniedCount {
-    /// Appends one record for all of them. An IPv6 client is its /64.
+    /// Appends one record for all of them. A client is a network, or one IPv4 address.
     pub(crate) fn encode(&self, wall_ns: u64, out: &mut Vec<u8>) {
         let mut fields = denied(self.way, wall_ns, out);
         match self.whose {
-            Some((listener, client)) => {
-                let prefix = if client.is_ipv6() { "/64" } else { "" };
+            Some((listener, IpNet::V4(one))) if one.prefix_len() == 32 => {
                 fields.shown("listener", listener);
-                fields.shown("client", format_args!("{client}{prefix}"));
+                fields.shown("client", one.addr());
+            }
+            Some((listener, network)) => {
+                fields.shown("listener", listener);
+                fields.shown("client", network);
             }
             None => fields.word("client", "other"),
         }
@@ -177,11 +185,29 @@ impl Event {
         fields.word("name", self.name);
         if !self.facts.is_empty() {
             fields.object("facts", |inner| {
+                let mut left = FACTS_BYTES_MAX;
                 for (name, value) in self.facts.iter().take(FACTS_MAX) {
-                    inner.text(name, value.as_bytes(), FACT_BYTES_MAX);
+                    left -= inner.text(name, value.as_bytes(), left.min(FACT_BYTES_MAX));
                 }
             });
         }
+        fields.close();
+    }
+}
+
+/// A signed checkpoint over all records before it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Seal<'a> {
+    pub(crate) note: &'a str,
+}
+
+impl Seal<'_> {
+    /// Appends the seal.
+    pub(crate) fn encode(&self, wall_ns: u64, out: &mut Vec<u8>) {
+        let mut fields = Fields::new(out);
+        fields.word("kind", "seal");
+        fields.time("time", wall_ns);
+        fields.text("note", self.note.as_bytes(), NOTE_BYTES_MAX);
         fields.close();
     }
 }
@@ -221,7 +247,7 @@ fn without_userinfo(host: &str) -> &[u8] {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+    use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
     use serde_json::Value;
 

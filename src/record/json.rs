@@ -68,11 +68,13 @@ impl<'a> Fields<'a> {
         self.out.extend_from_slice(b"true");
     }
 
-    /// A text from outside, at most `max` bytes of it once escaped.
-    pub(crate) fn text(&mut self, key: &'static str, bytes: &[u8], max: usize) {
+    /// A text from outside, at most `max` bytes of it once escaped. Gives how many.
+    pub(crate) fn text(&mut self, key: &'static str, bytes: &[u8], max: usize) -> usize {
         let mut text = self.open(key, max);
         text.push(bytes);
+        let used = max - text.left;
         text.close();
+        used
     }
 
     /// A list of values that need no escaping, the first `max` of them.

@@ -274,7 +274,7 @@ fn of_connection(name: &str) -> bool {
 }
 
 /// The eleven fields that the `request-ip` package reads, and what else tells about the hop before us or stands in for
-/// the host, the scheme or the path that we judged.
+/// the host, the scheme or the path that we judged, or for a receipt of ours.
 fn believed(name: &str) -> bool {
     matches!(
         name,
@@ -303,6 +303,7 @@ fn believed(name: &str) -> bool {
             | "x-rewrite-url"
             | "client-ip"
             | "x-request-id"
+            | "tollgate-receipt"
     ) || certifies(name)
 }
 

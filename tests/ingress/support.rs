@@ -98,6 +98,7 @@ impl Plan {
             timeouts: self.timeouts,
             max_body: self.max_body,
             on_failure: OnFailure::Refuse,
+            receipt: None,
         };
         let entrance = Entrance {
             listen: vec![at[0]],
@@ -169,6 +170,7 @@ fn config(at: [SocketAddr; 2], hosts: Vec<HostPattern>) -> Config {
             },
             max_body: None,
             on_failure: OnFailure::Refuse,
+            receipt: false,
         }],
     };
     Config {
@@ -195,9 +197,14 @@ fn config(at: [SocketAddr; 2], hosts: Vec<HostPattern>) -> Config {
             durability: Durability::Sync,
             on_failure: OnFailure::Refuse,
             wait_budget: second,
+            stall_after: second,
             segment_bytes: 1 << 20,
+            seal_every: Duration::from_secs(1),
+            anchors: Vec::new(),
+            receipt_key: None,
             query_values: Vec::new(),
             secret_paths: Vec::new(),
+            ..Audit::default()
         },
         limits: Default::default(),
         store: None,

@@ -173,12 +173,7 @@ impl Place {
     /// Fails unless `tollgate audit verify` finds nothing wrong with the log.
     pub(crate) fn verify(&self) {
         let state = self.state();
-        let done = self.tollgate(&[
-            "audit",
-            "verify",
-            "--state-dir",
-            state.to_str().expect("UTF-8"),
-        ]);
+        let done = self.tollgate(&["audit", "verify", state.to_str().expect("UTF-8")]);
         assert_eq!(done.code, Some(0), "audit verify: {done:?}");
     }
 }

@@ -7,6 +7,7 @@
 pub(crate) mod authority;
 pub(crate) mod body;
 pub(crate) mod client;
+pub(crate) mod disk;
 pub(crate) mod dns;
 pub(crate) mod gate;
 pub(crate) mod load;
@@ -16,6 +17,7 @@ pub(crate) mod peer;
 pub(crate) mod pki;
 pub(crate) mod redis;
 pub(crate) mod small_ca;
+pub(crate) mod strace;
 pub(crate) mod upstream;
 
 use std::time::{Duration, Instant};

@@ -3,10 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{BUDGET, dial, lines, store, whole};
+use super::{PATIENCE, RULES, dial, lines, store, whole};
+
 use crate::addr::Destination;
+use crate::audit::board::Patience;
+use crate::audit::seal::Sealing;
 use crate::audit::seat::{BOUNDS, Bounds};
-use crate::audit::{Admitted, Journal};
+use crate::audit::start::{Plan, start};
+use crate::audit::{Admitted, Journal, OnDamage, Trouble};
 use crate::clock::{self, Id};
 use crate::config::typed::OnFailure;
 use crate::disk::memory::Memory;
@@ -15,9 +19,14 @@ use crate::record::{After, Before};
 use crate::telemetry::Metrics;
 use crate::workers::{Hooks, Workers};
 
+const SHORT: Patience = Patience {
+    budget: Duration::from_millis(50),
+    stall_after: Duration::from_millis(30),
+};
+
 fn journal(
     memory: &Memory,
-    budget: Duration,
+    patience: Patience,
     workers: usize,
     bounds: Bounds,
 ) -> (Journal, tempfile::TempDir) {
@@ -25,7 +34,21 @@ fn journal(
     let mut store = store(memory);
     store.segment_bytes = 1 << 20;
     let metrics = Arc::new(Metrics::new());
-    let journal = Journal::start(dir.path(), store, budget, workers, bounds, metrics).unwrap();
+    let plan = Plan {
+        primary: store,
+        standby: None,
+        patience,
+        rules: RULES,
+        sealing: Sealing {
+            every: Duration::from_millis(100),
+            anchors: Vec::new(),
+        },
+        bounds,
+        workers,
+        on_damage: OnDamage::Refuse,
+    };
+    let desk = start(dir.path(), plan, metrics).unwrap();
+    let journal = Journal(Arc::new(desk));
     (journal, dir)
 }
 
@@ -71,7 +94,7 @@ fn five_hundred_askers_over_a_tiny_queue_are_answered() {
         intention_bytes_max: crate::record::RECORD_BYTES_MAX + 2000,
         open_max: 7,
     };
-    let (journal, _dir) = journal(&memory, BUDGET, 1, tiny);
+    let (journal, _dir) = journal(&memory, PATIENCE, 1, tiny);
     crowd(&journal, 500, |journal| async move {
         let mut admitted = 0;
         while admitted < 3 {
@@ -85,21 +108,21 @@ fn five_hundred_askers_over_a_tiny_queue_are_answered() {
         }
     });
     journal.close();
-    let ends = whole(&store(&memory), &[]);
+    let ends = whole(&[store(&memory)], &[]);
     assert_eq!(ends.len(), 1500);
 }
 
 #[test]
 fn a_hanging_disk_refuses_within_the_budget_and_loses_nothing() {
     let memory = Memory::default();
-    let (journal, _dir) = journal(&memory, Duration::from_millis(50), 1, BOUNDS);
+    let (journal, _dir) = journal(&memory, SHORT, 1, BOUNDS);
     memory.set_hangs(true);
     crowd(&journal, 50, |journal| async move {
         let begun = clock::now();
         assert!(admit(&journal, OnFailure::Refuse).await.is_err());
         assert!(begun.elapsed() < Duration::from_secs(2));
     });
-    assert!(!journal.healthy());
+    assert_eq!(journal.trouble(), Some(Trouble::Hanging));
     crowd(&journal, 1, |journal| async move {
         let begun = clock::now();
         assert!(admit(&journal, OnFailure::Refuse).await.is_err());
@@ -111,7 +134,7 @@ fn a_hanging_disk_refuses_within_the_budget_and_loses_nothing() {
     });
     memory.set_hangs(false);
     for _ in 0..200 {
-        if journal.healthy() {
+        if journal.trouble().is_none() {
             break;
         }
         std::thread::sleep(Duration::from_millis(5));
@@ -120,13 +143,13 @@ fn a_hanging_disk_refuses_within_the_budget_and_loses_nothing() {
         drop(admit(&journal, OnFailure::Refuse).await.unwrap());
     });
     journal.close();
-    let ends = whole(&store(&memory), &[]);
+    let ends = whole(&[store(&memory)], &[]);
     assert_eq!(
         ends.len(),
         51,
         "the refused and the one admitted; the one let through has no record"
     );
-    let lines = lines(&store(&memory));
+    let lines = lines(&[store(&memory)]);
     assert!(
         lines
             .iter()
@@ -137,7 +160,7 @@ fn a_hanging_disk_refuses_within_the_budget_and_loses_nothing() {
 #[test]
 fn waits_that_are_dropped_end_as_aborted() {
     let memory = Memory::default();
-    let (journal, _dir) = journal(&memory, BUDGET, 1, BOUNDS);
+    let (journal, _dir) = journal(&memory, PATIENCE, 1, BOUNDS);
     memory.set_hangs(true);
     let release = memory.clone();
     crowd(&journal, 20, move |journal| {
@@ -152,5 +175,5 @@ fn waits_that_are_dropped_end_as_aborted() {
         }
     });
     journal.close();
-    assert_eq!(whole(&store(&memory), &[]).len(), 40);
+    assert_eq!(whole(&[store(&memory)], &[]).len(), 40);
 }

@@ -26,7 +26,7 @@ pub(super) async fn release(seat: Arc<Seat>) {
     }
     let seat = Gone(seat);
     let mut wakers = Vec::new();
-    let timer = tokio::time::sleep(seat.0.board.budget);
+    let timer = tokio::time::sleep(seat.0.board.budget());
     tokio::pin!(timer);
     let mut set = true;
     loop {
@@ -42,7 +42,7 @@ pub(super) async fn release(seat: Arc<Seat>) {
         let rest = match next {
             Some(deadline) => deadline.saturating_duration_since(now),
             None if seat.0.rest() => continue,
-            None => seat.0.board.budget,
+            None => seat.0.board.budget(),
         };
         timer
             .as_mut()

@@ -212,6 +212,9 @@ pub struct Upstream {
 pub struct Egress {
     pub fixed_v4: Option<Ipv4Addr>,
     pub fixed_v6: Option<Ipv6Addr>,
+    /// How the outside sees them, where an address translation sits in between.
+    pub advertised_v4: Option<Ipv4Addr>,
+    pub advertised_v6: Option<Ipv6Addr>,
     /// Local ports to dial from, inclusive; `None`: the system's range.
     pub ports: Option<(u16, u16)>,
     /// Name servers; empty: those of `/etc/resolv.conf`, without its search domains.
@@ -262,12 +265,43 @@ pub struct Forward {
     pub name: String,
     pub listen: SocketAddr,
     pub to: Destination,
+    /// In which a refusal is told.
+    pub protocol: Protocol,
     /// Who may connect; loopback by default.
     pub from: Vec<IpNet>,
     /// Special-purpose addresses that `to` may nevertheless resolve to.
     pub addresses: Vec<IpNet>,
     /// Names in [`Config::limits`].
     pub limits: Vec<String>,
+}
+
+/// What a data source speaks.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Protocol {
+    Mongodb,
+    Mysql,
+    /// Unknown: a refused connection is reset.
+    None,
+    Postgres,
+    Redis,
+    Sqlserver,
+    /// TLS from the first byte, whatever is inside.
+    Tls,
+}
+
+impl Protocol {
+    /// What is usually spoken at this port.
+    pub fn usual(port: u16) -> Self {
+        match port {
+            443 => Self::Tls,
+            1433 => Self::Sqlserver,
+            3306 => Self::Mysql,
+            5432 => Self::Postgres,
+            6379 => Self::Redis,
+            27017 => Self::Mongodb,
+            _ => Self::None,
+        }
+    }
 }
 
 /// `[[egress.policy]]`

@@ -38,6 +38,7 @@ mod reply;
 mod socks;
 
 use ask::{Ask, Door, gate, permitted};
+pub use ground::own;
 use ground::{Ground, Grounds};
 use problem::Refused;
 use reply::{Carried, Reply, outcome};
@@ -330,7 +331,8 @@ fn after(carried: Carried, ends: Option<Ends>, flow: &Flow) -> After {
     }
 }
 
-fn families(source: Source) -> Families {
+/// The families that `source` has an address of.
+pub fn families(source: Source) -> Families {
     Families {
         v4: source.v4.is_some(),
         v6: source.v6.is_some(),

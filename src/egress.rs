@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
+use tokio::time::sleep;
 
 use crate::addr::{Host, Peer};
 use crate::audit::{Admitted, Journal};
@@ -23,7 +24,7 @@ use crate::record::{After, Before, Denied, Dial, Ends};
 use crate::relay::Flow;
 use crate::sessions::Session;
 use crate::snapshot::{Live, Snapshot};
-use crate::socket::fixed::{Source, keep_alive};
+use crate::socket::fixed::{Source, is_here, keep_alive};
 use crate::telemetry::{Metrics, Way};
 
 mod ask;
@@ -45,6 +46,8 @@ use reply::{Carried, Reply, outcome};
 
 /// First byte, SOCKS messages, request head: each within this.
 const HELLO_LIMIT: Duration = Duration::from_secs(10);
+/// How often it is looked whether a missing address is back after all.
+const LOST_EVERY: Duration = Duration::from_secs(1);
 
 /// The way out, for one worker.
 pub struct Egress {
@@ -243,7 +246,8 @@ impl Egress {
         after(carried, Some(ends), &flow)
     }
 
-    /// Ends when the connection may not go on: drain is over, or a reload took the permission away.
+    /// Ends when the connection may not go on: drain is over, a reload took the permission away, or the address that it
+    /// left from is gone.
     async fn withdrawn(
         &self,
         ask: &Ask,
@@ -254,6 +258,7 @@ impl Egress {
         loop {
             tokio::select! {
                 () = session.ended() => return Refusal::Draining,
+                () = lost(session, ends.local.ip()) => return Refusal::FixedAddressMissing,
                 newer = session.reloaded(generation) => generation = newer,
             }
             let snapshot = self.live.load();
@@ -317,6 +322,17 @@ async fn find(
     match &allowed.destination().host {
         Host::Address(address) => Ok(vec![*address]),
         Host::Name(name) => ground.resolver()?.resolve(name, families).await,
+    }
+}
+
+/// Ends when `address` is not on this machine any more.
+async fn lost(session: &Session, address: IpAddr) {
+    loop {
+        session.missing(address).await;
+        if !is_here(address) {
+            return;
+        }
+        sleep(LOST_EVERY).await; // it is back, and that will be told too
     }
 }
 

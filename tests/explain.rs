@@ -175,9 +175,9 @@ fn a_trial_tells_apart_what_stands_in_the_way() {
             .set_linger(Some(Duration::ZERO))
             .unwrap()
     });
-    let closes = destination(|tcp| drop(tcp));
+    let closes = destination(drop);
     let no_tls = destination(|mut tcp| {
-        tcp.read(&mut [0; 512]).ok();
+        tcp.read_exact(&mut [0; 16]).ok();
         tcp.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").ok();
     });
     let plain = destination(|mut tcp| {

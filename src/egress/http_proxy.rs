@@ -27,7 +27,6 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::identify::{Claim, who};
-use super::linger::Lingering;
 use super::problem::{Refused, problem};
 use super::{Ask, Carried, Door, Egress, HELLO_LIMIT, Reply, gate, outcome};
 use crate::addr::{Destination, Peer};
@@ -38,9 +37,11 @@ use crate::relay::{Flow, relay};
 use crate::sessions::Session;
 use crate::workers;
 
+mod entry;
 mod exchange;
 mod head;
 
+use entry::Entry;
 use exchange::Counted;
 pub(super) use exchange::Exchange;
 
@@ -87,7 +88,7 @@ pub(super) async fn serve(
         .header_read_timeout(HELLO_LIMIT)
         .max_buf_size(HEAD_BYTES_MAX)
         .writev(false)
-        .serve_connection(TokioIo::new(Lingering::new(tcp)), service)
+        .serve_connection(TokioIo::new(Entry::new(tcp)), service)
         .with_upgrades();
     let mut connection = std::pin::pin!(connection);
     let mut leaving = false;
@@ -263,11 +264,12 @@ impl Tunnel {
         let Ok(Ok(upgraded)) = timeout(HELLO_LIMIT, self.upgrade).await else {
             return Carried::aborted(); // it went away, or does not read even its answer
         };
-        let Ok(parts) = upgraded.downcast::<TokioIo<Lingering>>() else {
+        let Ok(parts) = upgraded.downcast::<TokioIo<Entry>>() else {
             return Carried::aborted(); // cannot be: that is what hyper was given
         };
-        let tcp = parts.io.into_inner().into_inner();
-        let end = relay((tcp, &parts.read_buf), dialled.stream, flow, idle, stop).await;
+        let (tcp, behind) = parts.io.into_inner().into_parts();
+        let early = [&parts.read_buf[..], &behind].concat();
+        let end = relay((tcp, &early), dialled.stream, flow, idle, stop).await;
         Carried {
             outcome: outcome(&end),
             status: Some(200),

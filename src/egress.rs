@@ -16,14 +16,14 @@ use crate::audit::{Admitted, Journal};
 use crate::clock::Id;
 use crate::config::typed::OnFailure;
 use crate::dial;
-use crate::limit::{Limits, Slot};
+use crate::limit::{Held, Limits, Slot};
 use crate::outcome::{Outcome, Refusal};
 use crate::policy::address::{self, Checked, Families};
 use crate::policy::destination::Allowed;
 use crate::record::{After, Before, Denied, Dial, Ends};
 use crate::relay::Flow;
 use crate::sessions::Session;
-use crate::snapshot::{Live, Snapshot};
+use crate::snapshot::{Gate, Live, Snapshot};
 use crate::socket::fixed::{Source, is_here, keep_alive};
 use crate::telemetry::{Metrics, Way};
 
@@ -41,6 +41,7 @@ mod socks;
 use ask::{Ask, Door, gate, permitted};
 pub use ground::own;
 use ground::{Ground, Grounds};
+use identify::{Claim, Verified};
 use problem::Refused;
 use reply::{Carried, Reply, outcome};
 
@@ -56,6 +57,7 @@ pub struct Egress {
     limits: Arc<Limits>,
     metrics: Arc<Metrics>,
     grounds: Grounds,
+    verified: Verified,
 }
 
 /// What the configuration in force says about one ask; the snapshot itself is not held longer.
@@ -65,6 +67,8 @@ struct Judged {
     source: Source,
     /// How the outside sees it, for the families that are dialled.
     seen_as: [Option<IpAddr>; 2],
+    /// Among the tunnels of the client, if they are counted.
+    _held: Option<Held>,
     dial_timeout: Duration,
     idle: Duration,
     on_failure: OnFailure,
@@ -80,6 +84,7 @@ impl Egress {
             limits,
             metrics,
             grounds: Grounds::default(),
+            verified: Verified::new(),
         }
     }
 
@@ -173,6 +178,8 @@ impl Egress {
             .destinations
             .judge(&ask.client, ask.destination.clone())?;
         let slot = self.limits.take(rules.quotas, ask.peer.socket().ip())?;
+        let hold = |max| self.limits.hold(&ask.client, max);
+        let held = rules.max_tunnels.map(hold).transpose()?;
         let ground = self.grounds.of(&snapshot);
         let source = dial::source(egress);
         let families = families(source);
@@ -194,6 +201,7 @@ impl Egress {
             checked,
             source,
             seen_as,
+            _held: held,
             dial_timeout,
             idle,
             on_failure,
@@ -287,6 +295,16 @@ impl Egress {
             return Err(Refusal::FixedAddressMissing);
         }
         Ok(())
+    }
+
+    /// Which client of `gate` is asking.
+    async fn who(
+        &self,
+        gate: &Gate,
+        peer: Peer,
+        claim: Option<Claim<'_>>,
+    ) -> Result<Arc<str>, Refusal> {
+        identify::who(&self.verified, &self.limits, gate, peer, claim).await
     }
 
     /// Counts and records what was refused before it was admitted.

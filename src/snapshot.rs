@@ -81,6 +81,7 @@ pub struct GateClient {
     pub name: Arc<str>,
     pub from: PrefixSet,
     pub password: Option<typed::Password>,
+    pub max_tunnels: Option<usize>,
 }
 
 /// A named forward, compiled.
@@ -90,6 +91,7 @@ pub struct Forward {
     pub from: PrefixSet,
     pub to: crate::addr::Destination,
     pub protocol: typed::Protocol,
+    pub max_tunnels: Option<usize>,
     /// Allows `to`, and the addresses given beside it.
     pub destinations: Destinations,
     pub quotas: Vec<Quota>,
@@ -237,6 +239,7 @@ fn gate(config: &Config, listener: &typed::EgressListener) -> Gate {
         name: client.name.as_str().into(),
         from: set(&client.from),
         password: client.password.clone(),
+        max_tunnels: client.max_tunnels,
     });
     Gate {
         listen: listener.listen,
@@ -253,6 +256,7 @@ fn forward(config: &Config, forward: &typed::Forward) -> Forward {
         listen: forward.listen,
         from: set(&forward.from),
         to: forward.to.clone(),
+        max_tunnels: forward.max_tunnels,
         protocol: forward.protocol,
         destinations: Destinations::only(&forward.name, &forward.to, &forward.addresses),
         quotas: quotas(config, &forward.limits),

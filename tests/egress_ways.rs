@@ -34,6 +34,7 @@ const SOON: Duration = Duration::from_secs(8);
 struct Plan {
     rules: Vec<PolicyRule>,
     password: Option<&'static str>,
+    max_tunnels: Option<usize>,
     resolvers: Vec<SocketAddr>,
     dial_timeout: Duration,
     idle: Duration,
@@ -48,6 +49,7 @@ impl Default for Plan {
         Self {
             rules: vec![rule("all", vec![DestinationPattern::Any])],
             password: None,
+            max_tunnels: None,
             resolvers: vec!["127.0.0.1:9".parse().unwrap()],
             dial_timeout: Duration::from_secs(2),
             idle: Duration::from_secs(60),
@@ -214,7 +216,8 @@ fn config([gate, forward]: [SocketAddr; 2], plan: &Plan) -> Config {
             clients: vec![EgressClient {
                 name: "app".into(),
                 from: vec![plan.from.parse().unwrap()],
-                password: plan.password.map(|p| Password(p.as_bytes().into())),
+                password: plan.password.map(|p| Password::Plain(p.as_bytes().into())),
+                max_tunnels: plan.max_tunnels,
             }],
         }],
         forwards: vec![Forward {
@@ -222,6 +225,7 @@ fn config([gate, forward]: [SocketAddr; 2], plan: &Plan) -> Config {
             listen: forward,
             to: plan.forward_to.clone(),
             protocol: Protocol::None,
+            max_tunnels: plan.max_tunnels,
             limits: vec![],
             from: vec![plan.forward_from.parse().unwrap()],
             addresses: vec!["127.0.0.0/8".parse().unwrap()],
@@ -798,6 +802,31 @@ async fn a_reload_ends_only_what_it_no_longer_allows() {
     );
     let end = timeout(SOON, staying.read(&mut line)).await.expect("ended");
     assert!(!matches!(end, Ok(1..)), "{end:?}");
+}
+
+#[tokio::test]
+async fn a_client_has_only_so_many_tunnels_at_once() {
+    let echo = echo().await;
+    let house = House::new(Plan {
+        max_tunnels: Some(2),
+        ..Plan::default()
+    })
+    .await;
+    let (first, _) = house.tunnel(&echo.to_string()).await;
+    let (_second, _) = house.tunnel(&echo.to_string()).await;
+    let (_, refused) = house.tunnel(&echo.to_string()).await;
+    assert!(refused.starts_with("HTTP/1.1 429 "), "{refused}");
+    assert!(house.counted("client_session_limit"));
+    drop(first);
+    let begun = Instant::now();
+    while !house
+        .tunnel(&echo.to_string())
+        .await
+        .1
+        .starts_with("HTTP/1.1 200")
+    {
+        assert!(begun.elapsed() < SOON, "a closed tunnel still counts");
+    }
 }
 
 #[tokio::test]

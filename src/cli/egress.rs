@@ -1,11 +1,18 @@
-//! `tollgate egress check`: proves the fixed address, from this machine and, with an echo service, from outside.
+//! `tollgate egress`: proves the fixed address, from this machine and, with an echo service, from outside; and hashes the
+//! passwords of clients.
 //!
 //! That a socket can be bound proves nothing where an address translation is in between; only somebody outside can say
 //! what is seen there. Whom to ask is the operator's choice; nobody is asked without `--echo`.
 
 use std::fmt::Write as _;
+use std::io::{BufRead as _, Read as _};
 use std::net::{IpAddr, SocketAddr};
 
+use std::num::NonZeroU32;
+
+use aws_lc_rs::pbkdf2;
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use clap::Subcommand;
 use http::Uri;
@@ -21,13 +28,15 @@ use super::explain::trial::{ANSWER_LIMIT, block_on, encrypt};
 use super::{ConfigFile, Exit, complain, print};
 use crate::addr::{Destination, Host};
 use crate::config::typed::Config;
-use crate::config::{self};
+use crate::config::{self, HASH_MARK, PASSWORD_BYTES_MAX};
 use crate::policy::address::Families;
 use crate::socket::fixed::{Source, has_route, is_here};
-use crate::{dial, workers};
+use crate::{clock, dial, workers};
 
 /// Of an echo service's answer: an address and a little around it.
 const ECHO_BYTES_MAX: usize = 4096;
+/// What OWASP recommends for PBKDF2-HMAC-SHA256: about a fifth of a second.
+const ITERATIONS: NonZeroU32 = NonZeroU32::MIN.saturating_add(599_999);
 
 /// Prove the fixed address
 #[derive(clap::Args, Debug)]
@@ -40,7 +49,17 @@ pub(super) struct Arguments {
 enum What {
     /// Is the fixed address here, do connections leave from it, and how does the outside see it?
     Check(Check),
+    /// Hash a proxy password, for the file that `password_file` names
+    HashPassword(HashPassword),
 }
+
+#[derive(clap::Args, Debug)]
+#[command(after_help = "\
+The password is read from standard input, so that no process listing shows it.
+
+Example:
+  tollgate egress hash-password < password > /etc/tollgate/jobs.password")]
+struct HashPassword {}
 
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
@@ -72,7 +91,35 @@ struct Proof {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Exit {
-    let What::Check(check) = &arguments.what;
+    match &arguments.what {
+        What::Check(asked) => check(asked),
+        What::HashPassword(HashPassword {}) => hash_password(),
+    }
+}
+
+/// Reads one line, prints what is left of it.
+fn hash_password() -> Exit {
+    let mut line = String::new();
+    let mut input = std::io::stdin().lock().take(PASSWORD_BYTES_MAX + 2);
+    if let Err(error) = input.read_line(&mut line) {
+        complain(&error);
+        return Exit::Failed;
+    }
+    let password = line.trim_ascii();
+    if password.is_empty() || password.len() as u64 > PASSWORD_BYTES_MAX {
+        let text = format!("write a password of 1 to {PASSWORD_BYTES_MAX} bytes to standard input");
+        complain(&*Box::<dyn std::error::Error>::from(text));
+        return Exit::Usage;
+    }
+    let (mut salt, mut hash) = ([0; 16], [0; 32]);
+    clock::draw(&mut salt);
+    let sha256 = pbkdf2::PBKDF2_HMAC_SHA256;
+    pbkdf2::derive(sha256, ITERATIONS, &salt, password.as_bytes(), &mut hash);
+    let [salt, hash] = [&salt[..], &hash].map(|bytes| BASE64_STANDARD.encode(bytes));
+    print(&format!("{HASH_MARK}{ITERATIONS}:{salt}:{hash}\n"))
+}
+
+fn check(check: &Check) -> Exit {
     let config = match config::load(&check.file.config) {
         Ok((config, _)) => config,
         Err(mistakes) => {

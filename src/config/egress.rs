@@ -203,6 +203,7 @@ fn forward(table: &Table<'_>, sets: &Sets, limits: &[&str]) -> Option<Forward> {
     };
     let addresses = special(table, sets);
     let limits = ingress::limits(table, limits);
+    let max_tunnels = gate::max_tunnels(table);
     let to = to?;
     Some(Forward {
         name: match called {
@@ -213,6 +214,7 @@ fn forward(table: &Table<'_>, sets: &Sets, limits: &[&str]) -> Option<Forward> {
         to,
         protocol,
         from,
+        max_tunnels,
         addresses,
         limits,
     })

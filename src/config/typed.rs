@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -247,11 +248,24 @@ pub struct EgressClient {
     pub from: Vec<IpNet>,
     /// Basic or SOCKS5 password; the user is `name`. `None`: the address is enough.
     pub password: Option<Password>,
+    /// Connections out at the same time, in each process; `None`: as many as sessions.
+    pub max_tunnels: Option<usize>,
 }
 
 /// A password that does not show itself.
 #[derive(Clone, Eq, PartialEq)]
-pub struct Password(pub Box<[u8]>);
+pub enum Password {
+    Plain(Box<[u8]>),
+    Hashed(PasswordHash),
+}
+
+/// What is left of a password: PBKDF2-HMAC-SHA256 (RFC 8018).
+#[derive(Clone, Eq, PartialEq)]
+pub struct PasswordHash {
+    pub iterations: NonZeroU32,
+    pub salt: Box<[u8]>,
+    pub hash: Box<[u8]>,
+}
 
 impl std::fmt::Debug for Password {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -269,6 +283,8 @@ pub struct Forward {
     pub protocol: Protocol,
     /// Who may connect; loopback by default.
     pub from: Vec<IpNet>,
+    /// As that of a listener's client.
+    pub max_tunnels: Option<usize>,
     /// Special-purpose addresses that `to` may nevertheless resolve to.
     pub addresses: Vec<IpNet>,
     /// Names in [`Config::limits`].

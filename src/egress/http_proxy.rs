@@ -26,7 +26,7 @@ use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use super::identify::{Claim, who};
+use super::identify::Claim;
 use super::problem::{Refused, problem};
 use super::{Ask, Carried, Door, Egress, HELLO_LIMIT, Reply, gate, outcome};
 use crate::addr::{Destination, Peer};
@@ -111,7 +111,9 @@ impl Client {
     /// Walks one request through the corridor, in a task that outlives the HTTP side of a tunnel.
     async fn answer(self: Arc<Self>, mut request: Request<Incoming>) -> Answer {
         let id = Id::new();
-        let ask = match self.read(id, &request) {
+        let basic = Basic::read(request.headers());
+        let client = self.client(basic).await;
+        let ask = match client.and_then(|client| self.read(id, client, &request)) {
             Ok(ask) => ask,
             Err(refusal) => {
                 let target = request.uri().authority().map_or("", |a| a.as_str());
@@ -138,14 +140,17 @@ impl Client {
             .unwrap_or_else(|_| problem(id, Refusal::Draining).map(Either::Left))
     }
 
-    fn read(&self, id: Id, request: &Request<Incoming>) -> Result<Ask, Refusal> {
-        let snapshot = self.egress.live.load();
-        let gate = gate(&snapshot, self.listen)?;
+    /// Who is asking.
+    async fn client(&self, basic: Option<Basic>) -> Result<Arc<str>, Refusal> {
+        let gate = Arc::clone(gate(&self.egress.live.load(), self.listen)?);
         if !gate.http {
             return Err(Refusal::Unsupported);
         }
-        let basic = Basic::read(request.headers());
-        let client = who(gate, self.peer, basic.as_ref().map(Basic::claim))?;
+        let claim = basic.as_ref().map(Basic::claim);
+        self.egress.who(&gate, self.peer, claim).await
+    }
+
+    fn read(&self, id: Id, client: Arc<str>, request: &Request<Incoming>) -> Result<Ask, Refusal> {
         let (door, destination) = target(request)?;
         Ok(Ask {
             id,

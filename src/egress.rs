@@ -26,6 +26,7 @@ use crate::sessions::Session;
 use crate::snapshot::{Gate, Live, Snapshot};
 use crate::socket::fixed::{Source, is_here, keep_alive};
 use crate::telemetry::{Metrics, Way};
+use crate::wire::socks::{VERSION_4, VERSION_5};
 
 mod ask;
 mod dialects;
@@ -44,6 +45,7 @@ use ground::{Ground, Grounds};
 use identify::{Claim, Verified};
 use problem::Refused;
 use reply::{Carried, Reply, outcome};
+use socks::Version;
 
 /// First byte, SOCKS messages, request head: each within this.
 const HELLO_LIMIT: Duration = Duration::from_secs(10);
@@ -130,8 +132,11 @@ impl Egress {
         match (peeked, first) {
             (Ok(Ok(0) | Err(_)), _) => {}
             (Err(_), _) => self.denied(listen, peer, None, "", Refusal::HandshakeTimeout),
-            (_, [crate::wire::socks::VERSION_4 | crate::wire::socks::VERSION_5]) => {
-                socks::serve(&self, tcp, &session, listen, peer).await;
+            (_, [VERSION_4]) => {
+                socks::serve(&self, tcp, &session, listen, peer, Version::Four).await;
+            }
+            (_, [VERSION_5]) => {
+                socks::serve(&self, tcp, &session, listen, peer, Version::Five).await;
             }
             _ => http_proxy::serve(self, tcp, session, listen, peer).await,
         }

@@ -57,7 +57,7 @@ pub struct Dial<'a> {
     pub peer: Peer,
     /// The name of the egress client.
     pub client: &'a str,
-    /// `connect`, `http`, `socks5`, `forward`.
+    /// `connect`, `http`, `socks4`, `socks5`, `forward`.
     pub door: &'static str,
     pub destination: &'a Destination,
     /// The name of the rule that allowed it.

@@ -71,6 +71,7 @@ pub struct Exit {
 pub struct Gate {
     pub listen: SocketAddr,
     pub http: bool,
+    pub socks4: bool,
     pub socks5: bool,
     pub clients: Vec<GateClient>,
     pub quotas: Vec<Quota>,
@@ -244,6 +245,7 @@ fn gate(config: &Config, listener: &typed::EgressListener) -> Gate {
     Gate {
         listen: listener.listen,
         http: listener.http,
+        socks4: listener.socks4,
         socks5: listener.socks5,
         clients: clients.collect(),
         quotas: quotas(config, &listener.limits),

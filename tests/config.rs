@@ -1009,7 +1009,7 @@ listener = { accept = 'http' }
 # listener.listen | `listen` is missing | add `listen = "127.0.0.1:3128"`
 
 listener = { listen = '127.0.0.1:1', accept = 'ftp' }
-# listener.accept | unknown value "ftp" | choose "http" or "socks5"
+# listener.accept | unknown value "ftp" | choose "http", "socks5" or "socks4"
 
 listener = { listen = '127.0.0.1:1', clients = [{ name = 'a', from = '0.0.0.0/0' }] }
 # listener.clients[0].from | an open proxy: everybody, without a password | narrow `from`, or add `password_file`

@@ -211,6 +211,7 @@ fn config([gate, forward]: [SocketAddr; 2], plan: &Plan) -> Config {
         listeners: vec![EgressListener {
             listen: gate,
             http: true,
+            socks4: true,
             socks5: true,
             limits: vec![],
             clients: vec![EgressClient {
@@ -668,6 +669,33 @@ async fn socks5_relays_and_delivers_early_bytes() {
     let mut rest = String::new();
     tcp.read_to_string(&mut rest).await.unwrap();
     assert_eq!(rest, format!("{FIXED}\nearly"));
+}
+
+#[tokio::test]
+async fn socks4_and_4a_relay_and_have_no_way_around_a_password() {
+    let echo = echo().await;
+    let house = House::new(Plan::default()).await;
+    let port = echo.port().to_be_bytes();
+    let SocketAddr::V4(v4) = echo else {
+        panic!("IPv4")
+    };
+    let by_address = [&[4, 1][..], &port, &v4.ip().octets(), b"me\0early"].concat();
+    let name = format!("\0{}\0early", v4.ip());
+    let by_name = [&[4, 1][..], &port, &[0, 0, 0, 1], name.as_bytes()].concat();
+    for request in [&by_address, &by_name] {
+        let mut tcp = socks(&house, request, &[0, 0x5a, 0, 0, 0, 0, 0, 0]).await;
+        tcp.shutdown().await.unwrap();
+        let mut rest = String::new();
+        tcp.read_to_string(&mut rest).await.unwrap();
+        assert_eq!(rest, format!("{FIXED}\nearly"));
+    }
+    let house = House::new(Plan {
+        password: Some("s3cret"),
+        ..Plan::default()
+    })
+    .await;
+    socks(&house, &by_address, &[0, 0x5b, 0, 0, 0, 0, 0, 0]).await;
+    assert!(house.counted("credentials_required"));
 }
 
 #[tokio::test]

@@ -252,7 +252,7 @@ fn a_hashed_password_lets_its_owner_in_and_nobody_who_reads_the_file() {
         let mut tcp = std::net::TcpStream::connect(("127.0.0.1", place.proxy)).unwrap();
         tcp.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         let mut credentials = base64(&format!("app:{password}"));
-        while credentials.len() % 4 > 0 {
+        while !credentials.len().is_multiple_of(4) {
             credentials.push('=');
         }
         let head = format!(

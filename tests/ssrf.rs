@@ -248,6 +248,16 @@ impl Attempt {
             codes,
         }
     }
+
+    /// As what SOCKS4 would take it, if it can be written so. A literal `0.0.0.x` would be a name's mark.
+    fn fits_socks4(&self) -> bool {
+        !self.host.contains(['\0', '[']) && !self.host.starts_with("0.0.0.")
+    }
+
+    /// CONNECT, absolute form, SOCKS5 and perhaps SOCKS4.
+    fn ways(&self) -> u64 {
+        3 + u64::from(self.fits_socks4())
+    }
 }
 
 fn exchange(at: SocketAddr, bytes: &[u8]) -> Vec<u8> {
@@ -310,6 +320,17 @@ fn socks(gate: SocketAddr, asked: &Attempt) -> Option<u8> {
     }
     bytes.extend(asked.port.to_be_bytes());
     exchange(gate, &bytes).get(3).copied()
+}
+
+/// The code of the reply of SOCKS4, or 4a for a name; it has no IPv6, and no name with a zero byte.
+fn socks4(gate: SocketAddr, asked: &Attempt) -> Option<u8> {
+    let mut bytes = vec![4, 1];
+    bytes.extend(asked.port.to_be_bytes());
+    match asked.host.parse::<std::net::Ipv4Addr>() {
+        Ok(v4) => bytes.extend([&v4.octets()[..], b"me\0"].concat()),
+        Err(_) => bytes.extend([b"\0\0\0\x01me\0", asked.host.as_bytes(), b"\0"].concat()),
+    }
+    exchange(gate, &bytes).get(1).copied()
 }
 
 /// A forward says why in the words of its protocol: MySQL's server speaks first.
@@ -515,13 +536,19 @@ fn no_way_in(net: &Net, gate: SocketAddr, asked: &Attempt) {
         _ => 8,
     };
     assert_eq!(socks(gate, asked), Some(expected), "SOCKS {asked:?}");
+    if asked.fits_socks4() {
+        assert_eq!(socks4(gate, asked), Some(0x5b), "SOCKS4 {asked:?}");
+    }
     let heard = net.take_heard();
     assert!(heard.is_empty(), "{asked:?}: {heard:?}");
 }
 
 /// Each refusal is in the log, with its reason.
 fn assert_recorded(place: &Place, attempts: &[Attempt], forwards: u64) {
-    let count = |code: &str| attempts.iter().filter(|a| a.codes == [code]).count() as u64 * 3;
+    let count = |code: &str| -> u64 {
+        let asked = attempts.iter().filter(|a| a.codes == [code]);
+        asked.map(Attempt::ways).sum()
+    };
     let wanted = [
         ("address_denied", count("address_denied") + forwards),
         ("destination_denied", count("destination_denied")),
@@ -542,7 +569,8 @@ fn assert_recorded(place: &Place, attempts: &[Attempt], forwards: u64) {
         .iter()
         .filter_map(|code| found.get(*code))
         .sum();
-    let wanted = attempts.iter().filter(|a| a.codes.len() > 1).count() as u64 * 3;
+    let spelled = attempts.iter().filter(|a| a.codes.len() > 1);
+    let wanted: u64 = spelled.map(Attempt::ways).sum();
     assert_eq!(invalid, wanted, "{found:?}");
 }
 

@@ -37,6 +37,7 @@ pub(super) fn default_listener() -> EgressListener {
     EgressListener {
         listen: DEFAULT_LISTEN,
         http: true,
+        socks4: true,
         socks5: true,
         clients: vec![local()],
         limits: Vec::new(),
@@ -61,7 +62,11 @@ pub(super) fn listener(
 ) -> Option<EgressListener> {
     let limits = ingress::limits(table, limits);
     let listen = one_listen(table, "127.0.0.1:3128");
-    let (http, socks5) = accept(table);
+    let Accept {
+        http,
+        socks4,
+        socks5,
+    } = accept(table);
     let mut clients: Vec<EgressClient> = Vec::new();
     let example = r#"add `clients = [{ name = "app", from = ["10.0.3.0/24"] }]`"#;
     let local_only = listen.is_none_or(|l| l.ip().is_loopback());
@@ -85,17 +90,30 @@ pub(super) fn listener(
     Some(EgressListener {
         listen: listen?,
         http,
+        socks4,
         socks5,
         clients,
         limits,
     })
 }
 
-fn accept(table: &Table<'_>) -> (bool, bool) {
+/// What a listener speaks.
+#[derive(Default)]
+struct Accept {
+    http: bool,
+    socks4: bool,
+    socks5: bool,
+}
+
+fn accept(table: &Table<'_>) -> Accept {
     let Some(value) = table.value("accept") else {
-        return (true, true);
+        return Accept {
+            http: true,
+            socks4: true,
+            socks5: true,
+        };
     };
-    let (mut http, mut socks5) = (false, false);
+    let mut accept = Accept::default();
     let list = value.list();
     if list.is_empty() {
         let mend = r#"write `accept = ["http", "socks5"]` or leave it out"#;
@@ -103,16 +121,17 @@ fn accept(table: &Table<'_>) -> (bool, bool) {
     }
     for item in list {
         match item.text() {
-            Some("http") => http = true,
-            Some("socks5") => socks5 = true,
+            Some("http") => accept.http = true,
+            Some("socks4") => accept.socks4 = true,
+            Some("socks5") => accept.socks5 = true,
             Some(other) => {
-                let mend = r#"choose "http" or "socks5""#;
+                let mend = r#"choose "http", "socks5" or "socks4""#;
                 item.wrong(format!("unknown value {other:?}"), mend);
             }
             None => {}
         }
     }
-    (http, socks5)
+    accept
 }
 
 /// A name that is also a user name: no colon (RFC 7617), nothing that would have to be escaped.

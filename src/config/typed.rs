@@ -234,6 +234,8 @@ pub struct Egress {
 pub struct EgressListener {
     pub listen: SocketAddr,
     pub http: bool,
+    /// SOCKS4 and 4a: for clients without password only.
+    pub socks4: bool,
     pub socks5: bool,
     /// At least one.
     pub clients: Vec<EgressClient>,

@@ -28,6 +28,7 @@ pub(super) enum Door {
     Connect,
     Forward,
     Http,
+    Socks4,
     Socks5,
 }
 
@@ -38,6 +39,7 @@ impl Door {
             Self::Connect => "connect",
             Self::Forward => "forward",
             Self::Http => "http",
+            Self::Socks4 => "socks4",
             Self::Socks5 => "socks5",
         }
     }

@@ -143,6 +143,7 @@ mod tests {
         Gate {
             listen: "127.0.0.1:3128".parse().unwrap(),
             http: true,
+            socks4: true,
             socks5: true,
             quotas: Vec::new(),
             clients: clients.iter().map(client).collect(),

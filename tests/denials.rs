@@ -98,7 +98,7 @@ fn shown(command: &mut Command) -> String {
 fn every_driver_shows_why() {
     let house = House::new();
     let port = |protocol| house.port(protocol).to_string();
-    for mode in ["disable", "prefer"] {
+    for mode in ["disable", "prefer", "require"] {
         let to = format!(
             "postgresql://app:secret@127.0.0.1:{}/app?sslmode={mode}",
             port("postgres")
@@ -122,6 +122,11 @@ fn every_driver_shows_why() {
     let mut redis = Command::new("redis-cli");
     let redis = redis.args(["-h", "127.0.0.1", "-p", &port("redis"), "get", "key"]);
     house.assert_told("redis-cli", &shown(redis));
+    // With encryption asked for and certificates not checked, as ToolJet does by default.
+    for (driver, protocol) in [("pg", "postgres"), ("tedious", "sqlserver")] {
+        let text = shown(node("denied.js").args([driver, &port(protocol), "encrypt"]));
+        house.assert_told(&format!("{driver} with TLS"), &text);
+    }
     for (driver, protocol) in [
         ("pg", "postgres"),
         ("mysql2", "mysql"),

@@ -3,7 +3,8 @@
 //!
 //! What is said, and when, is decided by one pure function for each protocol: what was heard so far in, one [`Step`]
 //! out. They hear as much as politeness asks for (a client that has not spoken yet does not read) and understand nothing
-//! of it: no name, password or statement is kept. Whoever begins with TLS gets an alert. Nothing is said of the
+//! of it: no name, password or statement is kept. Whoever begins with TLS gets an alert; whoever asks for it gets it
+//! (`veil`). Nothing is said of the
 //! destination but why it was refused, and no internal address ever.
 #![deny(
     clippy::indexing_slicing,
@@ -13,7 +14,7 @@
 
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -32,9 +33,12 @@ mod postgres;
 mod redis;
 mod sqlserver;
 mod tls;
+mod veil;
 
-/// For the whole conversation: a driver that is alive speaks at once.
+/// For a conversation: a driver that is alive speaks at once.
 const TALK_LIMIT: Duration = Duration::from_secs(3);
+/// For one in the clear, a handshake, one in TLS, and the closing.
+const TOGETHER_LIMIT: Duration = Duration::from_secs(10);
 /// Of what was heard and not answered yet.
 const HEARD_BYTES_MAX: usize = 32 * 1024;
 /// Answers in one conversation: a driver that is not satisfied with this many will not be.
@@ -67,6 +71,8 @@ enum Step {
     More,
     /// This is said about the first `used` bytes heard, and the client may go on.
     Say { used: usize, bytes: Vec<u8> },
+    /// This is said about everything heard, and TLS begins.
+    Encrypt(Vec<u8>),
     /// This is said, and nothing more.
     Last(Vec<u8>),
     /// Nothing that could be said would be understood.
@@ -99,53 +105,88 @@ pub(super) fn tell(tcp: TcpStream, protocol: Protocol, says: Says, session: &Ses
     }
     let session = session.fork();
     workers::spawn(async move {
-        let mut tcp = Lingering::new(tcp);
-        let told = timeout(TALK_LIMIT, talk(&mut tcp, protocol, &says)).await;
-        if told == Ok(true) {
-            tcp.shutdown().await.ok(); // whoever is gone needs no closing
-        } else {
-            reset(&tcp.into_inner());
-        }
+        timeout(TOGETHER_LIMIT, converse(tcp, protocol, &says))
+            .await
+            .ok(); // whoever is slower is cut off
         drop(session);
     });
 }
 
-/// True if the last word was said and understood.
-async fn talk(tcp: &mut Lingering, protocol: Protocol, says: &Says) -> bool {
-    let (mut heard, mut said) = (Vec::new(), false);
-    for _ in 0..STEPS_MAX {
-        match step(protocol, &heard, says) {
-            Step::Say { used, bytes } => {
-                heard.drain(..used.min(heard.len()));
-                if tcp.write_all(&bytes).await.is_err() {
-                    return false;
-                }
-                said = true;
-            }
-            Step::Last(bytes) => return tcp.write_all(&bytes).await.is_ok(),
-            Step::Mute => return said,
-            Step::More => {
-                let room = HEARD_BYTES_MAX.saturating_sub(heard.len());
-                let read = tcp.take(room as u64).read_buf(&mut heard).await;
-                if !matches!(read, Ok(1..)) {
-                    return said;
-                }
+async fn converse(tcp: TcpStream, protocol: Protocol, says: &Says) {
+    let mut tcp = Lingering::new(tcp);
+    match talk(&mut tcp, protocol, says, false).await {
+        Talked::Understood => {
+            tcp.shutdown().await.ok(); // whoever is gone needs no closing
+        }
+        Talked::Mute => reset(&tcp.into_inner()),
+        Talked::Encrypted => {
+            if let Some(mut tls) = veil::encrypt(tcp, protocol).await {
+                talk(&mut tls, protocol, says, true).await;
+                tls.shutdown().await.ok();
             }
         }
     }
-    said
 }
 
-fn step(protocol: Protocol, heard: &[u8], says: &Says) -> Step {
-    if protocol != Protocol::Mysql && tls::begins(heard) {
+/// How a conversation ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Talked {
+    /// It is to go on in TLS.
+    Encrypted,
+    /// Nothing was said that could be understood.
+    Mute,
+    Understood,
+}
+
+async fn talk(
+    stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    protocol: Protocol,
+    says: &Says,
+    secure: bool,
+) -> Talked {
+    let talking = async {
+        let (mut heard, mut said) = (Vec::new(), Talked::Mute);
+        for _ in 0..STEPS_MAX {
+            let (bytes, next) = match step(protocol, &heard, says, secure) {
+                Step::Say { used, bytes } => {
+                    heard.drain(..used.min(heard.len()));
+                    (bytes, None)
+                }
+                Step::Encrypt(bytes) => (bytes, Some(Talked::Encrypted)),
+                Step::Last(bytes) => (bytes, Some(Talked::Understood)),
+                Step::Mute => return said,
+                Step::More => {
+                    let room = HEARD_BYTES_MAX.saturating_sub(heard.len());
+                    let mut some = (&mut *stream).take(room as u64);
+                    if !matches!(some.read_buf(&mut heard).await, Ok(1..)) {
+                        return said;
+                    }
+                    continue;
+                }
+            };
+            if stream.write_all(&bytes).await.is_err() || stream.flush().await.is_err() {
+                return Talked::Mute;
+            }
+            if let Some(next) = next {
+                return next;
+            }
+            said = Talked::Understood;
+        }
+        said
+    };
+    timeout(TALK_LIMIT, talking).await.unwrap_or(Talked::Mute)
+}
+
+fn step(protocol: Protocol, heard: &[u8], says: &Says, secure: bool) -> Step {
+    if protocol != Protocol::Mysql && !secure && tls::begins(heard) {
         return Step::Last(tls::alert(says));
     }
     match protocol {
         Protocol::Mongodb => mongodb::step(heard, says),
         Protocol::Mysql => mysql::step(says),
-        Protocol::Postgres => postgres::step(heard, says),
+        Protocol::Postgres => postgres::step(heard, says, secure),
         Protocol::Redis => redis::step(heard, says),
-        Protocol::Sqlserver => sqlserver::step(heard, says),
+        Protocol::Sqlserver => sqlserver::step(heard, says, secure),
         Protocol::Tls if heard.len() < tls::HEAD_BYTES => Step::More,
         Protocol::None | Protocol::Tls => Step::Mute,
     }

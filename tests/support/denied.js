@@ -1,12 +1,13 @@
-// What the user of a data source is shown when its driver is refused: `node denied.js DRIVER PORT` prints the error's text.
+// What the user of a data source is shown when its driver is refused: `node denied.js DRIVER PORT [encrypt]` prints the error's text.
 const [driver, port] = [process.argv[2], Number(process.argv[3])]
 const host = '127.0.0.1'
+const encrypt = process.argv[4] === 'encrypt'
 const LIMIT_MS = 30000
 
 const drivers = {
   async pg () {
     const { Client } = require('pg')
-    await new Client({ host, port, user: 'app', password: 'secret', database: 'app' }).connect()
+    await new Client({ host, port, user: 'app', password: 'secret', database: 'app', ssl: encrypt && { rejectUnauthorized: false } }).connect()
   },
   async mysql2 () {
     await require('mysql2/promise').createConnection({ host, port, user: 'app', password: 'secret' })
@@ -14,7 +15,6 @@ const drivers = {
   async tedious () {
     const { Connection } = require('tedious')
     const authentication = { type: 'default', options: { userName: 'app', password: 'secret' } }
-    const encrypt = process.argv[4] === 'encrypt'
     const options = { port, encrypt, trustServerCertificate: true, connectTimeout: 15000 }
     const connection = new Connection({ server: host, authentication, options })
     connection.on('error', () => {}) // after the first

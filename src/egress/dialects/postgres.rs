@@ -1,4 +1,4 @@
-//! PostgreSQL, protocol 3: `N` to whoever asks for TLS or GSSAPI, then an ErrorResponse to the startup message.
+//! PostgreSQL, protocol 3: `S` to whoever asks for TLS, `N` for GSSAPI, then an ErrorResponse to the startup message.
 //!
 //! ```text
 //! request        length (4)  code (4)  rest     length counts itself; big-endian
@@ -15,7 +15,7 @@ const TLS: u32 = 80_877_103;
 const GSSAPI: u32 = 80_877_104;
 const VERSION_MAJOR: u32 = 3;
 
-pub(super) fn step(heard: &[u8], says: &Says) -> Step {
+pub(super) fn step(heard: &[u8], says: &Says, secure: bool) -> Step {
     let Some(([a, b, c, d, e, f, g, h], _)) = heard.split_first_chunk() else {
         return Step::More;
     };
@@ -25,7 +25,10 @@ pub(super) fn step(heard: &[u8], says: &Says) -> Step {
         return Step::Mute;
     }
     match code {
-        TLS | GSSAPI => Step::Say {
+        // Bytes behind the request came in the clear, and must not count as said within TLS.
+        TLS if secure || heard.len() > HEAD_BYTES => Step::Mute,
+        TLS => Step::Encrypt(b"S".to_vec()),
+        GSSAPI => Step::Say {
             used: HEAD_BYTES,
             bytes: b"N".to_vec(),
         },
@@ -82,19 +85,22 @@ mod tests {
     }
 
     #[test]
-    fn tls_and_gssapi_are_declined_one_by_one_then_the_startup_is_refused() {
+    fn tls_is_begun_gssapi_declined_and_the_startup_refused() {
         let no = Step::Say {
             used: 8,
             bytes: b"N".to_vec(),
         };
-        assert_eq!(step(&request(TLS, b""), &says()), no);
-        assert_eq!(step(&request(GSSAPI, b""), &says()), no);
+        assert_eq!(
+            step(&request(TLS, b""), &says(), false),
+            Step::Encrypt(b"S".to_vec())
+        );
+        assert_eq!(step(&request(GSSAPI, b""), &says(), false), no);
         let startup = request(3 << 16, b"user\0a\0\0");
         for cut in 0..startup.len() {
-            assert_eq!(step(&startup[..cut], &says()), Step::More, "{cut}");
+            assert_eq!(step(&startup[..cut], &says(), false), Step::More, "{cut}");
         }
         assert_eq!(
-            step(&startup, &says()),
+            step(&startup, &says(), false),
             Step::Last(b"E\0\0\0\x26SFATAL\0VFATAL\0C28000\0Megress: no\0\0".to_vec())
         );
     }
@@ -103,12 +109,13 @@ mod tests {
     fn what_is_no_startup_gets_no_answer() {
         for bytes in [
             request(CANCEL, b"12345678"),
+            [request(TLS, b""), request(3 << 16, b"user\0a\0\0")].concat(),
             request(2 << 16, b""),
             b"GET / HTTP/1.1\r\n".to_vec(),
             7_u32.to_be_bytes().repeat(2),
             [10_001_u32, 3 << 16].map(u32::to_be_bytes).concat(),
         ] {
-            assert_eq!(step(&bytes, &says()), Step::Mute, "{bytes:?}");
+            assert_eq!(step(&bytes, &says(), false), Step::Mute, "{bytes:?}");
         }
     }
 }

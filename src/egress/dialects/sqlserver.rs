@@ -7,22 +7,26 @@
 //! DONE       FD  status (2)  command (2)  rows (8)
 //! ```
 //!
-//! A client that wants encryption is not led to send its password in the clear, which a "not supported" from here would
-//! do: it gets no answer.
+//! A client that can encrypt is not led to send its password in the clear, which a "not supported" from here would do: it
+//! gets TLS first (`veil`). A password that comes is not looked at.
 
 use super::{Kind, Says, Step, length};
 
-const HEAD_BYTES: usize = 8;
+pub(super) const HEAD_BYTES: usize = 8;
 /// Of one message: a LOGIN7 with the longest names and a token.
 const MESSAGE_BYTES_MAX: usize = 16 * 1024;
-const PRELOGIN: u8 = 0x12;
+pub(super) const PRELOGIN: u8 = 0x12;
 const LOGIN7: u8 = 0x10;
 const TABULAR: u8 = 0x04;
-const LAST: u8 = 1;
+pub(super) const LAST: u8 = 1;
 const VERSION: u8 = 0;
 const ENCRYPTION: u8 = 1;
 const END: u8 = 0xff;
 const NOT_SUPPORTED: u8 = 2;
+const REQUIRED: u8 = 3;
+/// Of the values that a client sends: it can, or wants to.
+const OFF: u8 = 0;
+const ON: u8 = 1;
 /// A version that every driver knows: SQL Server 2019.
 const SERVER_VERSION: [u8; 6] = [15, 0, 7, 208, 0, 0];
 /// Of `LOGIN7`: "Login failed".
@@ -30,7 +34,7 @@ const LOGIN_FAILED: u32 = 18_456;
 /// The first number for errors that are not the server's own.
 const OTHER: u32 = 50_000;
 
-pub(super) fn step(heard: &[u8], says: &Says) -> Step {
+pub(super) fn step(heard: &[u8], says: &Says, secure: bool) -> Step {
     let mut rest = heard;
     let mut body = Vec::new();
     loop {
@@ -52,11 +56,21 @@ pub(super) fn step(heard: &[u8], says: &Says) -> Step {
         rest = after;
         match (*kind, status & LAST) {
             (_, 0) => {}
-            (PRELOGIN, _) if wants_encryption(&body) => return Step::Mute,
+            (PRELOGIN, _) if secure => return Step::Mute,
             (PRELOGIN, _) => {
-                return Step::Say {
-                    used: heard.len().saturating_sub(rest.len()),
-                    bytes: packet_of(&prelogin()),
+                let used = heard.len().saturating_sub(rest.len());
+                let (answer, clear) = match encryption(&body) {
+                    Some(NOT_SUPPORTED) => (NOT_SUPPORTED, true),
+                    Some(OFF) => (REQUIRED, false),
+                    Some(ON | REQUIRED) => (ON, false),
+                    _ => return Step::Mute,
+                };
+                let bytes = packet_of(&prelogin(answer));
+                // Bytes behind the request came in the clear, and must not count as said within TLS.
+                return match (clear, rest) {
+                    (true, _) => Step::Say { used, bytes },
+                    (false, []) => Step::Encrypt(bytes),
+                    (false, _) => Step::Mute,
                 };
             }
             _ => return Step::Last(packet_of(&error(says))),
@@ -64,24 +78,24 @@ pub(super) fn step(heard: &[u8], says: &Says) -> Step {
     }
 }
 
-/// Anything but "I cannot encrypt".
-fn wants_encryption(prelogin: &[u8]) -> bool {
+/// What a PRELOGIN says of encryption.
+fn encryption(prelogin: &[u8]) -> Option<u8> {
     let options = prelogin.chunks_exact(5);
-    let value = options
+    options
         .take_while(|option| option.first() != Some(&END))
         .find_map(|option| match option {
             [ENCRYPTION, high, low, ..] => {
-                prelogin.get(usize::from(u16::from_be_bytes([*high, *low])))
+                let at = usize::from(u16::from_be_bytes([*high, *low]));
+                prelogin.get(at).copied()
             }
             _ => None,
-        });
-    value != Some(&NOT_SUPPORTED)
+        })
 }
 
-/// Our version, and no encryption.
-fn prelogin() -> Vec<u8> {
+/// Our version, and what becomes of encryption.
+fn prelogin(encryption: u8) -> Vec<u8> {
     const OPTIONS: [u8; 11] = [VERSION, 0, 11, 0, 6, ENCRYPTION, 0, 17, 0, 1, END];
-    [&OPTIONS[..], &SERVER_VERSION, &[NOT_SUPPORTED]].concat()
+    [&OPTIONS[..], &SERVER_VERSION, &[encryption]].concat()
 }
 
 fn error(says: &Says) -> Vec<u8> {
@@ -129,6 +143,7 @@ mod tests {
                 text: "no".into(),
                 kind: Kind::Forbidden,
             },
+            false,
         )
     }
 
@@ -177,9 +192,13 @@ mod tests {
 
     #[test]
     fn nobody_is_led_to_send_a_password_in_the_clear() {
-        for encryption in [0, 1, 3, 0x81] {
-            assert_eq!(hear(&prelogin_of(encryption)), Step::Mute, "{encryption}");
+        for (encryption, answer) in [(OFF, REQUIRED), (ON, ON), (REQUIRED, ON)] {
+            let expected = Step::Encrypt(packet_of(&prelogin(answer)));
+            assert_eq!(hear(&prelogin_of(encryption)), expected, "{encryption}");
+            let behind = [prelogin_of(encryption), packet(LOGIN7, 1, b"login")].concat();
+            assert_eq!(hear(&behind), Step::Mute, "{encryption}");
         }
+        assert_eq!(hear(&prelogin_of(0x81)), Step::Mute);
         assert_eq!(hear(&packet(PRELOGIN, 1, &[255])), Step::Mute);
     }
 

@@ -12,6 +12,8 @@ mod acme;
 mod audit;
 mod check;
 mod demo;
+mod egress;
+mod explain;
 mod run;
 mod secret;
 
@@ -34,6 +36,10 @@ enum Command {
     Check(check::Arguments),
     /// Start a sample server, the edge before it and the gateway out, with no file, no network and no root
     Demo(demo::Arguments),
+    /// Prove the fixed address: that it is here, that connections leave from it, how the outside sees it
+    Egress(egress::Arguments),
+    /// Say which rule decides about a destination, which addresses it has, and whether it answers
+    Explain(explain::Arguments),
     /// Serve, until SIGTERM or SIGINT; SIGHUP reloads the configuration
     Run(run::Arguments),
     /// Keys to seal with: what lies on a shared volume or in Redis is sealed
@@ -54,6 +60,7 @@ Examples:
   tollgate demo
   tollgate check --config /etc/tollgate/tollgate.toml
   tollgate run --config /etc/tollgate/tollgate.toml
+  tollgate explain egress --client app --try db.example.com:5432
   tollgate audit search --client 203.0.113.9 --since 1h";
 
 /// Runs the command that the arguments name.
@@ -63,6 +70,8 @@ pub fn main() -> ExitCode {
         Command::Audit(arguments) => audit::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
+        Command::Egress(arguments) => egress::run(&arguments),
+        Command::Explain(arguments) => explain::run(&arguments),
         Command::Run(arguments) => run::run(&arguments),
         Command::Secret(arguments) => secret::run(&arguments),
     };

@@ -26,6 +26,7 @@ mod tls;
 pub mod typed;
 mod units;
 
+pub use gate::{HASH_MARK, PASSWORD_BYTES_MAX};
 pub use remark::{Mistakes, REMARKS_MAX, Remark, Source, Warning};
 
 use notes::Notes;

@@ -40,7 +40,7 @@ use tokio::time::{sleep, timeout};
 use crate::audit::Admitted;
 use crate::config::typed::Egress;
 use crate::outcome::Refusal;
-use crate::policy::address::Checked;
+use crate::policy::address::{Checked, is_private};
 use crate::record::Ends;
 use crate::socket::fixed::{Failure, Source, Stage, is_here};
 use crate::telemetry::Metrics;
@@ -88,16 +88,23 @@ pub fn source(egress: &Egress) -> Source {
     }
 }
 
-/// Whether every configured fixed address is on this machine; shows it in the metrics. Cheap: it binds and closes.
-pub fn fixed_addresses_present(source: &Source, metrics: &Metrics) -> bool {
+/// How the outside sees connections, IPv4 and IPv6: as `advertised` says or, without a translation in between, from the
+/// fixed address. A private one is seen by nobody outside and told to nobody.
+pub fn seen_as(egress: &Egress) -> [Option<IpAddr>; 2] {
+    let v4 = egress.advertised_v4.or(egress.fixed_v4).map(IpAddr::V4);
+    let v6 = egress.advertised_v6.or(egress.fixed_v6).map(IpAddr::V6);
+    [v4, v6].map(|seen| seen.filter(|seen| !is_private(*seen)))
+}
+
+/// Which configured fixed addresses, IPv4 and IPv6, are not on this machine; shows it in the metrics. Cheap: it binds and
+/// closes.
+pub fn missing(source: &Source, metrics: &Metrics) -> [bool; 2] {
     let fixed = [source.v4.map(IpAddr::V4), source.v6.map(IpAddr::V6)];
-    let mut all = true;
-    for (address, gauge) in fixed.into_iter().zip(&metrics.fixed_address) {
-        let here = address.map(is_here);
+    let here = fixed.map(|address| address.map(is_here));
+    for (here, gauge) in here.iter().zip(&metrics.fixed_address) {
         gauge.set(here.map_or(-1, i64::from));
-        all &= here != Some(false);
     }
-    all
+    here.map(|here| here == Some(false))
 }
 
 /// The first attempt that succeeds, or the failure that says most.
@@ -277,7 +284,7 @@ mod tests {
     #[test]
     fn presence_shows_in_the_metrics() {
         let metrics = Metrics::new();
-        assert!(fixed_addresses_present(&from("127.0.0.7"), &metrics));
+        assert_eq!(missing(&from("127.0.0.7"), &metrics), [false; 2]);
         assert_eq!(
             (
                 metrics.fixed_address[0].get(),
@@ -285,7 +292,7 @@ mod tests {
             ),
             (1, -1)
         );
-        assert!(!fixed_addresses_present(&from("192.0.2.1"), &metrics));
+        assert_eq!(missing(&from("192.0.2.1"), &metrics), [true, false]);
         assert_eq!(metrics.fixed_address[0].get(), 0);
     }
 }

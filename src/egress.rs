@@ -9,23 +9,27 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
+use tokio::time::sleep;
 
 use crate::addr::{Families, Host, Peer};
 use crate::audit::{Admitted, Journal};
+use crate::clock::Id;
 use crate::config::typed::OnFailure;
 use crate::dial;
-use crate::limit::{Limits, Slot};
+use crate::limit::{Held, Limits, Slot};
 use crate::outcome::{Outcome, Refusal};
 use crate::policy::address::{self, Checked};
 use crate::policy::destination::Allowed;
 use crate::record::{After, Before, Denied, Dial, Ends};
 use crate::relay::Flow;
 use crate::sessions::Session;
-use crate::snapshot::{Live, Snapshot};
-use crate::socket::fixed::{Source, keep_alive};
+use crate::snapshot::{Gate, Live, Snapshot};
+use crate::socket::fixed::{Source, is_here, keep_alive};
 use crate::telemetry::{Metrics, Way};
+use crate::wire::socks::{VERSION_4, VERSION_5};
 
 mod ask;
+mod dialects;
 mod ground;
 mod http_proxy;
 mod identify;
@@ -36,12 +40,17 @@ mod reply;
 mod socks;
 
 use ask::{Ask, Door, gate, permitted};
+pub use ground::own;
 use ground::{Ground, Grounds};
+use identify::{Claim, Verified};
 use problem::Refused;
 use reply::{Carried, Reply, outcome};
+use socks::Version;
 
 /// First byte, SOCKS messages, request head: each within this.
 const HELLO_LIMIT: Duration = Duration::from_secs(10);
+/// How often it is looked whether a missing address is back after all.
+const LOST_EVERY: Duration = Duration::from_secs(1);
 
 /// The way out, for one worker.
 pub struct Egress {
@@ -50,6 +59,7 @@ pub struct Egress {
     limits: Arc<Limits>,
     metrics: Arc<Metrics>,
     grounds: Grounds,
+    verified: Verified,
 }
 
 /// What the configuration in force says about one ask; the snapshot itself is not held longer.
@@ -57,6 +67,10 @@ struct Judged {
     allowed: Allowed,
     checked: Checked,
     source: Source,
+    /// How the outside sees it, for the families that are dialled.
+    seen_as: [Option<IpAddr>; 2],
+    /// Among the tunnels of the client, if they are counted.
+    _held: Option<Held>,
     dial_timeout: Duration,
     idle: Duration,
     on_failure: OnFailure,
@@ -72,6 +86,7 @@ impl Egress {
             limits,
             metrics,
             grounds: Grounds::default(),
+            verified: Verified::new(),
         }
     }
 
@@ -94,7 +109,7 @@ impl Egress {
             return;
         };
         if !identify::is_expected(gate, peer) {
-            self.denied(listen, peer, "", Refusal::ClientDenied);
+            self.denied(listen, peer, None, "", Refusal::ClientDenied);
             return;
         }
         drop(snapshot);
@@ -116,9 +131,12 @@ impl Egress {
         };
         match (peeked, first) {
             (Ok(Ok(0) | Err(_)), _) => {}
-            (Err(_), _) => self.denied(listen, peer, "", Refusal::HandshakeTimeout),
-            (_, [crate::wire::socks::VERSION_4 | crate::wire::socks::VERSION_5]) => {
-                socks::serve(&self, tcp, &session, listen, peer).await;
+            (Err(_), _) => self.denied(listen, peer, None, "", Refusal::HandshakeTimeout),
+            (_, [VERSION_4]) => {
+                socks::serve(&self, tcp, &session, listen, peer, Version::Four).await;
+            }
+            (_, [VERSION_5]) => {
+                socks::serve(&self, tcp, &session, listen, peer, Version::Five).await;
             }
             _ => http_proxy::serve(self, tcp, session, listen, peer).await,
         }
@@ -131,7 +149,7 @@ impl Egress {
             Ok(judged) => judged,
             Err(refused) => {
                 let target = ask.destination.to_string();
-                self.denied(ask.listen, ask.peer, &target, refused.refusal);
+                self.denied(ask.listen, ask.peer, Some(ask.id), &target, refused.refusal);
                 reply.refuse(ask.id, refused, session).await;
                 return;
             }
@@ -165,18 +183,30 @@ impl Egress {
             .destinations
             .judge(&ask.client, ask.destination.clone())?;
         let slot = self.limits.take(rules.quotas, ask.peer.socket().ip())?;
+        let hold = |max| self.limits.hold(&ask.client, max);
+        let held = rules.max_tunnels.map(hold).transpose()?;
         let ground = self.grounds.of(&snapshot);
         let source = dial::source(egress);
         let families = families(source);
         let (dial_timeout, idle) = (egress.dial_timeout, egress.idle);
+        let seen_as = dial::seen_as(egress);
         let (on_failure, generation) = (snapshot.config.audit.on_failure, snapshot.generation);
         drop(snapshot);
         let found = find(slot, &allowed, &ground, families).await?;
         let checked = address::check(&allowed, &found, &ground.own, families)?;
+        let dialled = |seen: IpAddr| {
+            checked
+                .addresses()
+                .iter()
+                .any(|a| a.is_ipv4() == seen.is_ipv4())
+        };
+        let seen_as = seen_as.map(|seen| seen.filter(|seen| dialled(*seen)));
         Ok(Judged {
             allowed,
             checked,
             source,
+            seen_as,
+            _held: held,
             dial_timeout,
             idle,
             on_failure,
@@ -217,7 +247,8 @@ impl Egress {
         let dialled = match dialled {
             Ok(dialled) => dialled,
             Err(refusal) => {
-                let status = reply.refuse(ask.id, refusal.into(), session).await;
+                let refused = Refused::dialled_from(refusal, judged.seen_as);
+                let status = reply.refuse(ask.id, refused, session).await;
                 let outcome = Outcome::Failed(refusal);
                 return after(Carried { outcome, status }, None, &Flow::default());
             }
@@ -228,7 +259,8 @@ impl Egress {
         after(carried, Some(ends), &flow)
     }
 
-    /// Ends when the connection may not go on: drain is over, or a reload took the permission away.
+    /// Ends when the connection may not go on: drain is over, a reload took the permission away, or the address that it
+    /// left from is gone.
     async fn withdrawn(
         &self,
         ask: &Ask,
@@ -239,6 +271,7 @@ impl Egress {
         loop {
             tokio::select! {
                 () = session.ended() => return Refusal::Draining,
+                () = lost(session, ends.local.ip()) => return Refusal::FixedAddressMissing,
                 newer = session.reloaded(generation) => generation = newer,
             }
             let snapshot = self.live.load();
@@ -269,8 +302,25 @@ impl Egress {
         Ok(())
     }
 
+    /// Which client of `gate` is asking.
+    async fn who(
+        &self,
+        gate: &Gate,
+        peer: Peer,
+        claim: Option<Claim<'_>>,
+    ) -> Result<Arc<str>, Refusal> {
+        identify::who(&self.verified, &self.limits, gate, peer, claim).await
+    }
+
     /// Counts and records what was refused before it was admitted.
-    fn denied(&self, listener: SocketAddr, peer: Peer, target: &str, refusal: Refusal) {
+    fn denied(
+        &self,
+        listener: SocketAddr,
+        peer: Peer,
+        id: Option<Id>,
+        target: &str,
+        refusal: Refusal,
+    ) {
         self.metrics.refused(Way::Egress, refusal);
         self.metrics
             .unanswered(listener, peer.socket().ip(), refusal);
@@ -279,6 +329,7 @@ impl Egress {
             listener,
             client: peer.socket().ip(),
             refusal,
+            id,
             target,
             who: None,
         });
@@ -298,6 +349,17 @@ async fn find(
     }
 }
 
+/// Ends when `address` is not on this machine any more.
+async fn lost(session: &Session, address: IpAddr) {
+    loop {
+        session.missing(address).await;
+        if !is_here(address) {
+            return;
+        }
+        sleep(LOST_EVERY).await; // it is back, and that will be told too
+    }
+}
+
 fn after(carried: Carried, ends: Option<Ends>, flow: &Flow) -> After {
     let (bytes_in, bytes_out) = flow.get();
     After {
@@ -309,7 +371,8 @@ fn after(carried: Carried, ends: Option<Ends>, flow: &Flow) -> After {
     }
 }
 
-fn families(source: Source) -> Families {
+/// The families that `source` has an address of.
+pub fn families(source: Source) -> Families {
     Families {
         v4: source.v4.is_some(),
         v6: source.v6.is_some(),

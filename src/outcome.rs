@@ -101,7 +101,7 @@ macro_rules! refusals {
 refusals! {
     /// Every address that the name resolved to is special-purpose, private or our own.
     AddressDenied = "address_denied", Policy, 403, 2, "destination_ip_prohibited",
-        "the name resolves only to addresses that may not be dialled; allow them with `addresses` in an egress policy";
+        "destination not allowed: its address is special-purpose, private or our own; a rule can allow it with `addresses`";
     /// The BEFORE record could not be made durable in time.
     AuditUnavailable = "audit_unavailable", Us, 503, 1, "proxy_internal_error",
         "the request could not be recorded, so it was not forwarded; try again";
@@ -128,10 +128,13 @@ refusals! {
         "this client address is not allowed here; ask the operator to add it to the allow-list";
     /// One client has as many connections open, or requests in flight, as it may.
     ClientSessionLimit = "client_session_limit", Policy, 429, 2, "connection_limit_reached",
-        "this client has too many connections open or requests in flight; close some, or raise `process.max_sessions_per_client`";
+        "this client has too many connections open or requests in flight; close some, or raise `process.max_sessions_per_client` (ingress) or `max_tunnels` (egress)";
     /// Nothing passed a connection, either way, for longer than its idle limit.
     ConnectionIdle = "connection_idle", Remote, 504, 4, "connection_timeout",
         "nothing passed the connection for too long; raise `egress.idle` if that is usual";
+    /// Too many proxy credentials from this address were wrong lately.
+    CredentialsBarred = "credentials_barred", Client, 429, 2, "http_request_denied",
+        "too many wrong passwords came from this address; wait a minute";
     /// Proxy credentials are missing or wrong.
     CredentialsRequired = "credentials_required", Client, 407, 2, "http_request_denied",
         "valid proxy credentials are required";
@@ -140,7 +143,7 @@ refusals! {
         "the destination broke off, or does not speak HTTP";
     /// No policy allows this destination or port.
     DestinationDenied = "destination_denied", Policy, 403, 2, "http_request_denied",
-        "no egress policy allows this destination; ask the operator to add it";
+        "destination not allowed: no egress policy names it; ask the operator to add it";
     /// The destination refused the connection.
     DialRefused = "dial_refused", Remote, 502, 5, "connection_refused",
         "the destination refused the connection; check its port and firewall";

@@ -7,6 +7,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use crate::addr::{Destination, Peer};
+use crate::clock::Id;
 use crate::outcome::{Outcome, Refusal};
 use crate::telemetry::Way;
 
@@ -60,7 +61,7 @@ pub struct Dial<'a> {
     pub peer: Peer,
     /// The name of the egress client.
     pub client: &'a str,
-    /// `connect`, `http`, `socks5`, `forward`.
+    /// `connect`, `http`, `socks4`, `socks5`, `forward`.
     pub door: &'static str,
     pub destination: &'a Destination,
     /// The name of the rule that allowed it.
@@ -99,7 +100,9 @@ pub struct Denied<'a> {
     pub listener: SocketAddr,
     pub client: IpAddr,
     pub refusal: Refusal,
-    /// Host of a request, destination of a dial, empty if not known yet. Not part of what makes denials equal.
+    /// What the client was told as the request id, if it was. Not part of what makes denials equal, nor is `target`.
+    pub id: Option<Id>,
+    /// Host of a request, destination of a dial, empty if not known yet.
     pub target: &'a str,
     /// Whose certificate it is about. Not part of what makes denials equal either.
     pub who: Option<Who<'a>>,

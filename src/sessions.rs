@@ -2,7 +2,8 @@
 //!
 //! A [`Session`] is held by the task that serves a connection and by everything that outlives its requests (an
 //! upgraded stream, a tunnel). Drain asks all of them to leave, waits for the last one to be dropped, and at the
-//! deadline ends the rest. A reload tells them the new generation, so that each judges itself again.
+//! deadline ends the rest. A reload tells them the new generation, so that each judges itself again; and a fixed address that
+//! is gone is told to those who left from it.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -41,6 +42,8 @@ struct Stage {
     occasion: Occasion,
     leaving: bool,
     ended: bool,
+    /// Whether the fixed address is not on this machine: IPv4, IPv6.
+    missing: [bool; 2],
 }
 
 /// How often whoever is inside has been told to judge itself again.
@@ -72,6 +75,7 @@ impl Sessions {
             occasion: Occasion::default(),
             leaving: false,
             ended: false,
+            missing: [false; 2],
         });
         let (open, empty) = (Default::default(), Notify::new());
         Self(Arc::new(Inside {
@@ -126,6 +130,15 @@ impl Sessions {
     /// Tells everyone that whom we believe has changed, without a new snapshot.
     pub fn judge_again(&self) {
         self.0.stage.send_modify(|stage| stage.occasion.0 += 1);
+    }
+
+    /// Tells everyone whether a fixed address is missing: IPv4, IPv6.
+    pub fn missing(&self, missing: [bool; 2]) {
+        self.0.stage.send_if_modified(|stage| {
+            let changed = stage.missing != missing;
+            stage.missing = missing;
+            changed
+        });
     }
 
     /// Asks everyone to leave, waits at most `deadline`, then ends the rest. Gives how many were ended.
@@ -216,6 +229,15 @@ impl Session {
     /// Ends when everyone has been told to judge itself since `occasion`, and gives the last such time.
     pub async fn judged_again(&self, occasion: Occasion) -> Occasion {
         self.until(|stage| stage.occasion > occasion).await.occasion
+    }
+
+    /// Ends when the fixed address of the family of `address` is missing.
+    pub async fn missing(&self, address: IpAddr) {
+        self.until(|stage| {
+            let [v4, v6] = stage.missing;
+            if address.is_ipv4() { v4 } else { v6 }
+        })
+        .await;
     }
 
     async fn until(&self, reached: impl FnMut(&Stage) -> bool) -> Stage {

@@ -82,6 +82,7 @@ pub struct Exit {
 pub struct Gate {
     pub listen: SocketAddr,
     pub http: bool,
+    pub socks4: bool,
     pub socks5: bool,
     pub clients: Vec<GateClient>,
     pub quotas: Vec<Quota>,
@@ -92,6 +93,7 @@ pub struct GateClient {
     pub name: Arc<str>,
     pub from: PrefixSet,
     pub password: Option<typed::Password>,
+    pub max_tunnels: Option<usize>,
 }
 
 /// A named forward, compiled.
@@ -100,6 +102,8 @@ pub struct Forward {
     pub listen: SocketAddr,
     pub from: PrefixSet,
     pub to: crate::addr::Destination,
+    pub protocol: typed::Protocol,
+    pub max_tunnels: Option<usize>,
     /// Allows `to`, and the addresses given beside it.
     pub destinations: Destinations,
     pub quotas: Vec<Quota>,
@@ -277,10 +281,12 @@ fn gate(config: &Config, listener: &typed::EgressListener) -> Gate {
         name: client.name.as_str().into(),
         from: set(&client.from),
         password: client.password.clone(),
+        max_tunnels: client.max_tunnels,
     });
     Gate {
         listen: listener.listen,
         http: listener.http,
+        socks4: listener.socks4,
         socks5: listener.socks5,
         clients: clients.collect(),
         quotas: quotas(config, &listener.limits),
@@ -293,6 +299,8 @@ fn forward(config: &Config, forward: &typed::Forward) -> Forward {
         listen: forward.listen,
         from: set(&forward.from),
         to: forward.to.clone(),
+        max_tunnels: forward.max_tunnels,
+        protocol: forward.protocol,
         destinations: Destinations::only(&forward.name, &forward.to, &forward.addresses),
         quotas: quotas(config, &forward.limits),
     }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tollgate::config::typed::{
-    AcmeStore, Anchor, Challenge, Config, HostPattern, OnFailure, TicketStore,
+    AcmeStore, Anchor, Challenge, Config, HostPattern, OnFailure, Password, Secret, TicketStore,
 };
 use tollgate::config::{self, Warning};
 
@@ -668,8 +668,34 @@ fn a_password_is_read_trimmed_and_never_shown() {
     std::fs::write(folder.path().join("pw"), " s3cret\n").unwrap();
     let (config, _) = config::parse(&path, text.to_owned()).unwrap();
     let client = &config.egress.as_ref().unwrap().listeners[0].clients[0];
-    assert_eq!(&*client.password.as_ref().unwrap().0, b"s3cret");
+    let plain = Password::Plain(Secret(b"s3cret"[..].into()));
+    assert!(client.password == Some(plain));
     assert!(!format!("{config:?}").contains("s3cret"));
+    let hash = "pbkdf2-sha256:600000:AAAAAAAAAAAAAAAAAAAAAA==:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+    std::fs::write(folder.path().join("pw"), hash).unwrap();
+    let (config, _) = config::parse(&path, text.to_owned()).unwrap();
+    let client = &config.egress.as_ref().unwrap().listeners[0].clients[0];
+    assert!(
+        matches!(&client.password, Some(Password::Hashed(hash)) if hash.iterations.get() == 600_000)
+    );
+    let hashes = [
+        "600000",
+        "1000",
+        "600000:AAAA:AAAA",
+        "600000:!:!",
+        "4000000000:AAAA:AAAA",
+    ];
+    let hashes = hashes.map(|rest| format!("pbkdf2-sha256:{rest}"));
+    for bad in hashes.into_iter().chain([hash.to_owned() + ":x"]) {
+        std::fs::write(folder.path().join("pw"), &bad).unwrap();
+        let mistakes = config::parse(&path, text.to_owned())
+            .unwrap_err()
+            .to_string();
+        assert!(
+            mistakes.contains("tollgate egress hash-password"),
+            "{bad}: {mistakes}"
+        );
+    }
     for bad in [String::from("\n"), "x".repeat(256), "x".repeat(5000)] {
         std::fs::write(folder.path().join("pw"), bad).unwrap();
         let mistakes = config::parse(&path, text.to_owned())
@@ -830,9 +856,6 @@ forwarded_from = []
 
 /// The same within an egress.
 const LATER_EGRESS: &str = r#"
-advertised = []
-# egress.advertised | leave it out; only `fixed` has an effect
-
 transparent = {}
 # egress.transparent | use `[[egress.forward]]` for what cannot use a proxy
 
@@ -1074,23 +1097,29 @@ fixed = []
 # fixed | `fixed` is empty | add `fixed = ["203.0.113.7"]` with an address of this machine
 
 fixed = ['192.0.2.1', '192.0.2.2']
-# fixed[1] | a second fixed address of this family | keep one IPv4 and one IPv6 address at most: all traffic leaves from it
+# fixed[1] | a second address of this family | keep one IPv4 and one IPv6 address at most: all traffic leaves from it
 
 fixed = '192.0.2.0/24'
-# fixed | "192.0.2.0/24" is not an address | write an address of this machine, without port and prefix, as in "203.0.113.7"
+# fixed | "192.0.2.0/24" is not an address | write one address, without port and prefix, as in "203.0.113.7"
 
 fixed = '0.0.0.0'
-# fixed | 0.0.0.0 cannot be a source address | write an address of this machine, without port and prefix, as in "203.0.113.7"
+# fixed | 0.0.0.0 cannot be a source address | write one address, without port and prefix, as in "203.0.113.7"
 
 fixed = 'fe80::1'
-# fixed | fe80::1 cannot be a source address | write an address of this machine, without port and prefix, as in "203.0.113.7"
+# fixed | fe80::1 cannot be a source address | write one address, without port and prefix, as in "203.0.113.7"
 
 fixed = '224.0.0.1'
-# fixed | 224.0.0.1 cannot be a source address | write an address of this machine, without port and prefix, as in "203.0.113.7"
+# fixed | 224.0.0.1 cannot be a source address | write one address, without port and prefix, as in "203.0.113.7"
 "#;
 
 /// What may stand in an egress beside them.
 const EGRESS_MORE: &str = r#"
+advertised = '2001:db8::7'
+# advertised | an address of a family that has none in `fixed` | remove it, or add the address of this machine that is seen so to `fixed`
+
+advertised = ['203.0.113.7', '203.0.113.8']
+# advertised[1] | a second address of this family | keep one IPv4 and one IPv6 address at most: all traffic leaves from it
+
 ports = '2000-1000'
 # ports | not a range of ports | write two ports from 1 to 65535, the lower first, as in "8000-8100"
 
@@ -1107,7 +1136,7 @@ listener = { accept = 'http' }
 # listener.listen | `listen` is missing | add `listen = "127.0.0.1:3128"`
 
 listener = { listen = '127.0.0.1:1', accept = 'ftp' }
-# listener.accept | unknown value "ftp" | choose "http" or "socks5"
+# listener.accept | unknown value "ftp" | choose "http", "socks5" or "socks4"
 
 listener = { listen = '127.0.0.1:1', clients = [{ name = 'a', from = '0.0.0.0/0' }] }
 # listener.clients[0].from | an open proxy: everybody, without a password | narrow `from`, or add `password_file`
@@ -1135,6 +1164,12 @@ forward = { listen = '127.0.0.1:1', to = 'db.example' }
 
 forward = { listen = '127.0.0.1:1', to = 'postgres://db.example:5432' }
 # forward.to | "postgres://db.example:5432" is a URL | write host and port alone, as in "db.example.com:5432"
+
+forward = { listen = '127.0.0.1:1', to = 'db.example:1', max_tunnels = 0 }
+# forward.max_tunnels | out of range | choose from 1 to 1000000
+
+forward = { listen = '127.0.0.1:1', to = 'db.example:1', protocol = 'oracle' }
+# forward.protocol | unknown value "oracle" | choose "mongodb" or "mysql" or "none" or "postgres" or "redis" or "sqlserver" or "tls"
 
 forward = { listen = '127.0.0.1:1', to = 'db.example:1', from = '::/0' }
 # forward.from | everybody could use this data source | name those who need it, as in `from = ["10.0.3.0/24"]`

@@ -108,6 +108,7 @@ fn denied(client: IpAddr) -> Denied<'static> {
         listener: HERE,
         client,
         refusal: Refusal::ClientDenied,
+        id: None,
         target: "",
         who: None,
     }

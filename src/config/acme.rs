@@ -11,11 +11,11 @@ use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 
 use crate::addr::{Destination, Host};
 
-use super::gate::password;
+use super::gate::secret;
 use super::raw::{Table, Value};
 use super::typed::{
-    Acme, AcmeStore, Binding, Challenge, Hook, HostPattern, Issuer, Password, Process, RedisStore,
-    Route,
+    Acme, AcmeStore, Binding, Challenge, Hook, HostPattern, Issuer, Process, RedisStore, Route,
+    Secret,
 };
 use super::units::Read;
 
@@ -236,14 +236,14 @@ fn binding(table: &Table<'_>, folder: &Path) -> Option<Binding> {
         table.missing("key_file", mend);
         return None;
     };
-    let text = password(&value, folder)?;
+    let text = secret(&value, folder)?;
     let decoded = URL_SAFE_NO_PAD.decode(text.0.trim_ascii_end());
     let Ok(key) = decoded.or_else(|_| STANDARD.decode(&text.0)) else {
         let mend = "write the key to it as the certificate authority shows it, and nothing else";
         value.wrong("the file does not hold a base64url key", mend);
         return None;
     };
-    let key = Password(key.into());
+    let key = Secret(key.into());
     Some(Binding { kid: kid?, key })
 }
 
@@ -316,7 +316,7 @@ pub(super) fn redis(value: &Value<'_>, folder: &Path) -> Option<RedisStore> {
     let user = table.value("user").and_then(|v| v.text());
     let password = match table.value("password_file") {
         None => None,
-        Some(value) => Some(password(&value, folder)?),
+        Some(value) => Some(secret(&value, folder)?),
     };
     let ca_file = table.value("ca_file").and_then(|v| v.text());
     let Some(url) = table.value("redis") else {

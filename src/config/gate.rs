@@ -1,29 +1,43 @@
 //! `[[egress.listener]]`: where egress clients come in, and who they are.
 //!
-//! An open proxy (a client without password from everywhere) is refused. A password never stands in the file itself.
+//! An open proxy (a client without password from everywhere) is refused. A password never stands in the file itself, and
+//! its own file may hold a hash of it.
 
 use std::io::Read as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU32;
+use std::ops::RangeInclusive;
 use std::path::Path;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 
 use ipnet::IpNet;
 
 use super::ingress;
 use super::raw::{Table, Value};
 use super::sets::Sets;
-use super::typed::{EgressClient, EgressListener, Password};
+use super::typed::{EgressClient, EgressListener, Password, PasswordHash, Secret};
 
 pub(super) const DEFAULT_LISTEN: SocketAddr =
     SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 3128);
 /// What both SOCKS5 (RFC 1929) and we take.
-const PASSWORD_BYTES_MAX: u64 = 255;
+pub const PASSWORD_BYTES_MAX: u64 = 255;
 const NAME_BYTES_MAX: usize = 64;
+const TUNNELS_MAX: usize = 1_000_000;
+/// How a stored hash begins.
+pub const HASH_MARK: &str = "pbkdf2-sha256:";
+/// Fewer are guessed too fast, more take seconds.
+const ITERATIONS: RangeInclusive<u32> = 100_000..=10_000_000;
+const SALT_BYTES_MIN: usize = 8;
+const HASH_BYTES: usize = 32;
 
 /// The gate of an `[egress]` that names none.
 pub(super) fn default_listener() -> EgressListener {
     EgressListener {
         listen: DEFAULT_LISTEN,
         http: true,
+        socks4: true,
         socks5: true,
         clients: vec![local()],
         limits: Vec::new(),
@@ -35,6 +49,7 @@ fn local() -> EgressClient {
         name: "local".to_owned(),
         from: loopback(),
         password: None,
+        max_tunnels: None,
     }
 }
 
@@ -47,7 +62,11 @@ pub(super) fn listener(
 ) -> Option<EgressListener> {
     let limits = ingress::limits(table, limits);
     let listen = one_listen(table, "127.0.0.1:3128");
-    let (http, socks5) = accept(table);
+    let Accept {
+        http,
+        socks4,
+        socks5,
+    } = accept(table);
     let mut clients: Vec<EgressClient> = Vec::new();
     let example = r#"add `clients = [{ name = "app", from = ["10.0.3.0/24"] }]`"#;
     let local_only = listen.is_none_or(|l| l.ip().is_loopback());
@@ -71,17 +90,30 @@ pub(super) fn listener(
     Some(EgressListener {
         listen: listen?,
         http,
+        socks4,
         socks5,
         clients,
         limits,
     })
 }
 
-fn accept(table: &Table<'_>) -> (bool, bool) {
+/// What a listener speaks.
+#[derive(Default)]
+struct Accept {
+    http: bool,
+    socks4: bool,
+    socks5: bool,
+}
+
+fn accept(table: &Table<'_>) -> Accept {
     let Some(value) = table.value("accept") else {
-        return (true, true);
+        return Accept {
+            http: true,
+            socks4: true,
+            socks5: true,
+        };
     };
-    let (mut http, mut socks5) = (false, false);
+    let mut accept = Accept::default();
     let list = value.list();
     if list.is_empty() {
         let mend = r#"write `accept = ["http", "socks5"]` or leave it out"#;
@@ -89,16 +121,17 @@ fn accept(table: &Table<'_>) -> (bool, bool) {
     }
     for item in list {
         match item.text() {
-            Some("http") => http = true,
-            Some("socks5") => socks5 = true,
+            Some("http") => accept.http = true,
+            Some("socks4") => accept.socks4 = true,
+            Some("socks5") => accept.socks5 = true,
             Some(other) => {
-                let mend = r#"choose "http" or "socks5""#;
+                let mend = r#"choose "http", "socks5" or "socks4""#;
                 item.wrong(format!("unknown value {other:?}"), mend);
             }
             None => {}
         }
     }
-    (http, socks5)
+    accept
 }
 
 /// A name that is also a user name: no colon (RFC 7617), nothing that would have to be escaped.
@@ -149,15 +182,39 @@ fn client(table: &Table<'_>, sets: &Sets, folder: &Path) -> Option<EgressClient>
         None => None,
         Some(read) => Some(read?),
     };
+    let max_tunnels = max_tunnels(table);
     Some(EgressClient {
         name: called?,
         from: from?,
         password,
+        max_tunnels,
     })
 }
 
-/// What the file that `value` names holds.
-pub(super) fn password(value: &Value<'_>, folder: &Path) -> Option<Password> {
+/// Connections out that one client may have at the same time.
+pub(super) fn max_tunnels(table: &Table<'_>) -> Option<usize> {
+    let value = table.value("max_tunnels")?;
+    value.integer(1..=TUNNELS_MAX)
+}
+
+/// `pbkdf2-sha256:ITERATIONS:SALT:HASH`, both in Base64: what `tollgate egress hash-password` prints.
+fn hashed(text: &str) -> Option<PasswordHash> {
+    let mut parts = text.split(':');
+    let mut next = || parts.next();
+    let iterations = next()?.parse().ok().filter(|n| ITERATIONS.contains(n))?;
+    let decode = |text: &str| BASE64_STANDARD.decode(text).ok().map(Vec::into_boxed_slice);
+    let (salt, hash) = (decode(next()?)?, decode(next()?)?);
+    let whole = next().is_none() && salt.len() >= SALT_BYTES_MIN && hash.len() == HASH_BYTES;
+    Some(PasswordHash {
+        iterations: NonZeroU32::new(iterations)?,
+        salt,
+        hash,
+    })
+    .filter(|_| whole)
+}
+
+/// The password or key in the file that `value` names.
+pub(super) fn secret(value: &Value<'_>, folder: &Path) -> Option<Secret> {
     let path = folder.join(value.text()?);
     let mut bytes = Vec::new();
     let read = std::fs::File::open(&path)
@@ -174,7 +231,26 @@ pub(super) fn password(value: &Value<'_>, folder: &Path) -> Option<Password> {
         value.wrong(problem, mend);
         return None;
     }
-    Some(Password(password.into()))
+    Some(Secret(password.into()))
+}
+
+/// The password in the file that `value` names, or its hash.
+fn password(value: &Value<'_>, folder: &Path) -> Option<Password> {
+    let secret = secret(value, folder)?;
+    let Some(hash) = str::from_utf8(&secret.0)
+        .ok()
+        .and_then(|p| p.strip_prefix(HASH_MARK))
+    else {
+        return Some(Password::Plain(secret));
+    };
+    let hash = hashed(hash);
+    if hash.is_none() {
+        let file = value.text().unwrap_or_default();
+        let problem = format!("{file} does not hold a password hash that can be used");
+        let mend = "make it anew with `tollgate egress hash-password`";
+        value.wrong(problem, mend);
+    }
+    hash.map(Password::Hashed)
 }
 
 /// The one address of a listener.

@@ -4,7 +4,7 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use super::raw::{Table, Value};
-use super::typed::{Anchor, Password};
+use super::typed::{Anchor, Secret};
 
 const ANCHORS_MAX: usize = 8;
 /// 0 to 2 are standard input, output and error.
@@ -14,7 +14,7 @@ const KEY_BYTES_MIN: usize = 32;
 const KEY_BYTES_MAX: usize = 1024;
 
 /// `[audit.receipt]`
-pub(super) fn receipt_key(audit: &Table<'_>, folder: &Path) -> Option<Password> {
+pub(super) fn receipt_key(audit: &Table<'_>, folder: &Path) -> Option<Secret> {
     let table = audit.table("receipt")?;
     let Some(value) = table.value("key_file") else {
         table.missing(
@@ -41,7 +41,7 @@ pub(super) fn receipt_key(audit: &Table<'_>, folder: &Path) -> Option<Password> 
         value.wrong(problem, "make one with `openssl rand -hex 32`");
         return None;
     }
-    Some(Password(key.into()))
+    Some(Secret(key.into()))
 }
 
 /// `[[audit.anchor]]`

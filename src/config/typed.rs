@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -138,7 +139,7 @@ pub struct Audit {
     pub seal_every: Duration,
     pub anchors: Vec<Anchor>,
     /// What receipts are made with; there whenever a route gives them.
-    pub receipt_key: Option<Password>,
+    pub receipt_key: Option<Secret>,
     /// Names of query parameters whose values are written as they are.
     pub query_values: Vec<String>,
     /// Path patterns whose `*` segments are secrets, as in `/invitations/*`.
@@ -325,6 +326,9 @@ pub struct Upstream {
 pub struct Egress {
     pub fixed_v4: Option<Ipv4Addr>,
     pub fixed_v6: Option<Ipv6Addr>,
+    /// How the outside sees them, where an address translation sits in between.
+    pub advertised_v4: Option<Ipv4Addr>,
+    pub advertised_v6: Option<Ipv6Addr>,
     /// Local ports to dial from, inclusive; `None`: the system's range.
     pub ports: Option<(u16, u16)>,
     /// Name servers; empty: those of `/etc/resolv.conf`, without its search domains.
@@ -343,6 +347,8 @@ pub struct Egress {
 pub struct EgressListener {
     pub listen: SocketAddr,
     pub http: bool,
+    /// SOCKS4 and 4a: for clients without password only.
+    pub socks4: bool,
     pub socks5: bool,
     /// At least one.
     pub clients: Vec<EgressClient>,
@@ -357,15 +363,38 @@ pub struct EgressClient {
     pub from: Vec<IpNet>,
     /// Basic or SOCKS5 password; the user is `name`. `None`: the address is enough.
     pub password: Option<Password>,
+    /// Connections out at the same time, in each process; `None`: as many as sessions.
+    pub max_tunnels: Option<usize>,
 }
 
-/// A password or key that does not show itself.
+/// A password or key that is used as it is, and does not show itself.
 #[derive(Clone, Eq, PartialEq)]
-pub struct Password(pub Box<[u8]>);
+pub struct Secret(pub Box<[u8]>);
 
-impl std::fmt::Debug for Password {
+impl std::fmt::Debug for Secret {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Password(..)")
+        f.write_str("Secret(..)")
+    }
+}
+
+/// What a client's password is compared with.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Password {
+    Plain(Secret),
+    Hashed(PasswordHash),
+}
+
+/// What is left of a password: PBKDF2-HMAC-SHA256 (RFC 8018).
+#[derive(Clone, Eq, PartialEq)]
+pub struct PasswordHash {
+    pub iterations: NonZeroU32,
+    pub salt: Box<[u8]>,
+    pub hash: Box<[u8]>,
+}
+
+impl std::fmt::Debug for PasswordHash {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("PasswordHash(..)")
     }
 }
 
@@ -375,12 +404,45 @@ pub struct Forward {
     pub name: String,
     pub listen: SocketAddr,
     pub to: Destination,
+    /// In which a refusal is told.
+    pub protocol: Protocol,
     /// Who may connect; loopback by default.
     pub from: Vec<IpNet>,
+    /// As that of a listener's client.
+    pub max_tunnels: Option<usize>,
     /// Special-purpose addresses that `to` may nevertheless resolve to.
     pub addresses: Vec<IpNet>,
     /// Names in [`Config::limits`].
     pub limits: Vec<String>,
+}
+
+/// What a data source speaks.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Protocol {
+    Mongodb,
+    Mysql,
+    /// Unknown: a refused connection is reset.
+    None,
+    Postgres,
+    Redis,
+    Sqlserver,
+    /// TLS from the first byte, whatever is inside.
+    Tls,
+}
+
+impl Protocol {
+    /// What is usually spoken at this port.
+    pub fn usual(port: u16) -> Self {
+        match port {
+            443 => Self::Tls,
+            1433 => Self::Sqlserver,
+            3306 => Self::Mysql,
+            5432 => Self::Postgres,
+            6379 => Self::Redis,
+            27017 => Self::Mongodb,
+            _ => Self::None,
+        }
+    }
 }
 
 /// `[[egress.policy]]`

@@ -16,7 +16,7 @@ pub(super) enum Reply {
     Connect(http_proxy::Tunnel),
     Forward(named_forward::Caller),
     Http(http_proxy::Exchange),
-    Socks5(socks::Caller),
+    Socks(socks::Caller),
 }
 
 /// How carrying out ended.
@@ -31,7 +31,7 @@ impl Reply {
         match self {
             Self::Connect(tunnel) => tunnel.gone().await,
             Self::Http(exchange) => exchange.gone().await,
-            Self::Forward(_) | Self::Socks5(_) => std::future::pending().await,
+            Self::Forward(_) | Self::Socks(_) => std::future::pending().await,
         }
     }
 
@@ -40,8 +40,8 @@ impl Reply {
         match self {
             Self::Connect(tunnel) => tunnel.refuse(id, refused, session),
             Self::Http(exchange) => exchange.refuse(id, refused),
-            Self::Forward(caller) => caller.refuse(),
-            Self::Socks5(caller) => caller.refuse(refused.refusal, session).await,
+            Self::Forward(caller) => caller.refuse(id, refused, session),
+            Self::Socks(caller) => caller.refuse(refused.refusal, session).await,
         }
     }
 
@@ -58,7 +58,7 @@ impl Reply {
             Self::Connect(tunnel) => tunnel.carry(dialled, flow, idle, stop).await,
             Self::Http(exchange) => exchange.carry(id, dialled, flow, idle, stop).await,
             Self::Forward(caller) => caller.carry(dialled, flow, idle, stop).await,
-            Self::Socks5(caller) => caller.carry(dialled, flow, idle, stop).await,
+            Self::Socks(caller) => caller.carry(dialled, flow, idle, stop).await,
         }
     }
 }

@@ -1,13 +1,15 @@
-//! The SOCKS5 door: greeting, method, credentials, request; each message of ours leaves in one write.
+//! The SOCKS doors: of version 5 greeting, method, credentials, request; of version 4 and 4a the request alone, which no
+//! client with a password can use. Each message of ours leaves in one write.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::identify::{Claim, who};
+use super::identify::Claim;
 use super::linger::last_words;
 use super::{Ask, Carried, Door, Egress, HELLO_LIMIT, Reply, gate, outcome};
 use crate::addr::Peer;
@@ -23,10 +25,18 @@ const EARLY_BYTES_MAX: usize = 16 * 1024;
 /// RFC 1928 section 6: address type not supported.
 const ADDRESS_TYPE_UNKNOWN: u8 = 8;
 
-/// A SOCKS5 client, and what it has sent that was not asked for yet.
+/// The version that a client speaks.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Version {
+    Four,
+    Five,
+}
+
+/// A SOCKS client, and what it has sent that was not asked for yet.
 pub(super) struct Caller {
     tcp: TcpStream,
     heard: Vec<u8>,
+    version: Version,
 }
 
 /// Why there is no ask, and what is said last.
@@ -42,45 +52,79 @@ pub(super) async fn serve(
     session: &Session,
     listen: SocketAddr,
     peer: Peer,
+    version: Version,
 ) {
     let mut caller = Caller {
         tcp,
         heard: Vec::new(),
+        version,
     };
-    let read = timeout(HELLO_LIMIT, caller.read(egress, listen, peer)).await;
+    let reading = async {
+        match version {
+            Version::Four => caller.read_4(egress, listen, peer).await,
+            Version::Five => caller.read_5(egress, listen, peer).await,
+        }
+    };
+    let read = timeout(HELLO_LIMIT, reading).await;
     let rejected = match read {
-        Ok(Ok(ask)) => return egress.pass(ask, session, Reply::Socks5(caller)).await,
+        Ok(Ok(ask)) => return egress.pass(ask, session, Reply::Socks(caller)).await,
         Ok(Err(rejected)) => rejected,
         Err(_) => Rejected {
             refusal: Refusal::HandshakeTimeout,
             says: Vec::new(),
         },
     };
-    egress.denied(listen, peer, "", rejected.refusal);
+    egress.denied(listen, peer, None, "", rejected.refusal);
     last_words(caller.tcp, &rejected.says, session).await;
 }
 
 impl Caller {
-    async fn read(
+    async fn read_4(
         &mut self,
         egress: &Egress,
         listen: SocketAddr,
         peer: Peer,
     ) -> Result<Ask, Rejected> {
-        let offered = self
-            .hear(socks::greeting)
-            .await
-            .map_err(|error| self.no_greeting(error))?;
-        let snapshot = egress.live.load();
-        let gate =
-            gate(&snapshot, listen).map_err(|r| rejected(r, socks::choose(socks::NO_METHOD)))?;
+        let no = |refusal| rejected(refusal, socks::reply_4(false));
+        let destination = self.hear(socks::request_4).await.map_err(|e| match e {
+            SocksError::Malformed => silent(Refusal::Malformed),
+            SocksError::Command => no(Refusal::Unsupported),
+            SocksError::AddressType | SocksError::Destination => no(Refusal::NameInvalid),
+        })?;
+        let gate = gate(&egress.live.load(), listen)
+            .map(Arc::clone)
+            .map_err(no)?;
+        if !gate.socks4 {
+            return Err(no(Refusal::Unsupported));
+        }
+        let client = egress.who(&gate, peer, None).await.map_err(no)?;
+        Ok(Ask {
+            id: Id::new(),
+            listen,
+            peer,
+            client,
+            door: Door::Socks4,
+            destination,
+        })
+    }
+
+    async fn read_5(
+        &mut self,
+        egress: &Egress,
+        listen: SocketAddr,
+        peer: Peer,
+    ) -> Result<Ask, Rejected> {
+        let offered = self.hear(socks::greeting).await;
+        let offered = offered.map_err(|_| silent(Refusal::Malformed))?;
+        let gate = gate(&egress.live.load(), listen).map(Arc::clone);
+        let gate = gate.map_err(|r| rejected(r, socks::choose(socks::NO_METHOD)))?;
         if !gate.socks5 {
             return Err(rejected(
                 Refusal::Unsupported,
                 socks::choose(socks::NO_METHOD),
             ));
         }
-        let client = match who(gate, peer, None) {
+        let client = match egress.who(&gate, peer, None).await {
             Ok(client) if offered.no_authentication => {
                 self.say(&socks::choose(socks::NO_AUTHENTICATION)).await?;
                 client
@@ -98,7 +142,9 @@ impl Caller {
                     .await
                     .map_err(|_| silent(Refusal::Malformed))?;
                 let (user, password) = (&*claimed.user, &*claimed.password);
-                let client = who(gate, peer, Some(Claim { user, password }))
+                let client = egress
+                    .who(&gate, peer, Some(Claim { user, password }))
+                    .await
                     .map_err(|refusal| rejected(refusal, socks::verdict(false)))?;
                 self.say(&socks::verdict(true)).await?;
                 client
@@ -110,7 +156,6 @@ impl Caller {
                 ));
             }
         };
-        drop(snapshot);
         let destination = self.hear(socks::request).await.map_err(no_request)?;
         Ok(Ask {
             id: Id::new(),
@@ -138,23 +183,22 @@ impl Caller {
         }
     }
 
+    /// Of the version that it speaks; version 4 knows yes and no only.
+    fn reply(&self, code: u8) -> Vec<u8> {
+        match self.version {
+            Version::Four => socks::reply_4(code == 0).into(),
+            Version::Five => socks::reply(code).into(),
+        }
+    }
+
     async fn say(&mut self, bytes: &[u8]) -> Result<(), Rejected> {
         let said = self.tcp.write_all(bytes).await;
         said.map_err(|_| silent(Refusal::Malformed))
     }
 
-    fn no_greeting(&self, _: SocksError) -> Rejected {
-        if self.heard.first() == Some(&socks::VERSION_4) {
-            tracing::info!(
-                "a client speaks SOCKS4, which has no passwords and no names: set it to SOCKS5 (socks5h://)"
-            );
-            return rejected(Refusal::Unsupported, socks::SOCKS4_REJECTED);
-        }
-        silent(Refusal::Malformed)
-    }
-
     pub(super) async fn refuse(self, refusal: Refusal, session: &Session) -> Option<u16> {
-        last_words(self.tcp, &socks::reply(refusal.socks_reply()), session).await;
+        let says = self.reply(refusal.socks_reply());
+        last_words(self.tcp, &says, session).await;
         None
     }
 
@@ -165,7 +209,7 @@ impl Caller {
         idle: Duration,
         stop: impl Future<Output = Refusal>,
     ) -> Carried {
-        if self.say(&socks::reply(0)).await.is_err() {
+        if self.say(&self.reply(0)).await.is_err() {
             return Carried::aborted();
         }
         let end = relay((self.tcp, &self.heard), dialled.stream, flow, idle, stop).await;

@@ -159,6 +159,7 @@ impl Ingress {
             listener,
             client,
             refusal,
+            id: None,
             target,
             who,
         });

@@ -1,9 +1,12 @@
-//! SOCKS5 on the wire (RFC 1928, RFC 1929), and just enough of SOCKS4 to refuse it properly.
+//! SOCKS5 on the wire (RFC 1928, RFC 1929), and SOCKS4 with its extension for names, 4a.
 //!
 //! ```text
 //! greeting     05 n method{n}                      -> 05 method
 //! credentials  01 n user{n} m password{m}          -> 01 status
 //! request      05 command 00 type address port     -> 05 reply 00 01 0.0.0.0 0
+//!
+//! SOCKS4       04 command port address user 00     -> 00 reply 0 0.0.0.0
+//! SOCKS4a      04 command port 0.0.0.x user 00 name 00
 //! ```
 //!
 //! Each parser looks at what has arrived so far and gives what it found with its length, `None` if more is needed, or
@@ -23,16 +26,16 @@ pub const VERSION_5: u8 = 5;
 /// First byte of SOCKS4 and 4a.
 pub const VERSION_4: u8 = 4;
 /// No message of a client is longer.
-pub const MESSAGE_BYTES_MAX: usize = 1 + 1 + 255 + 1 + 255;
+pub const MESSAGE_BYTES_MAX: usize = 1 + 1 + 2 + 4 + (TEXT_BYTES_MAX + 1) + (TEXT_BYTES_MAX + 1);
 /// Method: the address is enough.
 pub const NO_AUTHENTICATION: u8 = 0;
 /// Method: RFC 1929.
 pub const USER_PASSWORD: u8 = 2;
 /// Method: none of those offered.
 pub const NO_METHOD: u8 = 0xff;
-/// Says why SOCKS4 is not served: "request rejected or failed".
-pub const SOCKS4_REJECTED: [u8; 8] = [0, 0x5b, 0, 0, 0, 0, 0, 0];
 
+/// Of a text that ends with a zero byte; what SOCKS5 can count in one byte.
+const TEXT_BYTES_MAX: usize = 255;
 const CREDENTIALS_VERSION: u8 = 1;
 const CONNECT: u8 = 1;
 const ADDRESS_V4: u8 = 1;
@@ -141,6 +144,47 @@ pub fn request(bytes: &[u8]) -> Parsed<Destination> {
     Ok(Some((Destination { host, port }, rest.used(bytes))))
 }
 
+/// Reads a request of SOCKS4 or 4a; whatever it says of its user is passed over, because nothing proves it.
+pub fn request_4(bytes: &[u8]) -> Parsed<Destination> {
+    let mut rest = Rest(bytes);
+    let Some(version) = rest.byte() else {
+        return Ok(None);
+    };
+    if version != VERSION_4 {
+        return Err(SocksError::Malformed);
+    }
+    let (Some(command), Some(port), Some(address)) = (
+        rest.byte(),
+        rest.array().map(u16::from_be_bytes),
+        rest.array::<4>(),
+    ) else {
+        return Ok(None);
+    };
+    if rest.text()?.is_none() {
+        return Ok(None);
+    }
+    let host = match address {
+        [0, 0, 0, last] if last > 0 => match rest.text()? {
+            Some(text) => name(text),
+            None => return Ok(None),
+        },
+        _ => Ok(v4(address)),
+    };
+    if command != CONNECT {
+        return Err(SocksError::Command);
+    }
+    let host = host?;
+    if port == 0 {
+        return Err(SocksError::Destination);
+    }
+    Ok(Some((Destination { host, port }, rest.used(bytes))))
+}
+
+/// Answers a request of SOCKS4: granted, or "rejected or failed".
+pub fn reply_4(granted: bool) -> [u8; 8] {
+    [0, if granted { 0x5a } else { 0x5b }, 0, 0, 0, 0, 0, 0]
+}
+
 /// Chooses a method.
 pub fn choose(method: u8) -> [u8; 2] {
     [VERSION_5, method]
@@ -190,6 +234,26 @@ impl<'a> Rest<'a> {
         let (found, rest) = self.0.split_at_checked(usize::from(length))?;
         self.0 = rest;
         Some(found)
+    }
+
+    /// Up to a zero byte, which is passed over; `None` if it has not come yet.
+    fn text(&mut self) -> Result<Option<&'a [u8]>, SocksError> {
+        let Some(at) = memchr::memchr(0, self.0) else {
+            let too_long = self.0.len() > TEXT_BYTES_MAX;
+            return if too_long {
+                Err(SocksError::Malformed)
+            } else {
+                Ok(None)
+            };
+        };
+        if at > TEXT_BYTES_MAX {
+            return Err(SocksError::Malformed);
+        }
+        let found = self.0.split_at_checked(at);
+        Ok(found.map(|(text, rest)| {
+            self.0 = rest.strip_prefix(&[0]).unwrap_or_default();
+            text
+        }))
     }
 
     fn used(&self, whole: &[u8]) -> usize {
@@ -256,6 +320,47 @@ mod tests {
     }
 
     #[test]
+    fn socks4_names_an_address_or_a_name() {
+        for (bytes, destination) in [
+            (&b"\x04\x01\x01\xbb\xc0\0\x02\x01\0"[..], "192.0.2.1:443"),
+            (b"\x04\x01\x01\xbb\xc0\0\x02\x01root\0", "192.0.2.1:443"),
+            (
+                b"\x04\x01\x15\x38\0\0\0\x01me\0DB.example.COM\0",
+                "db.example.com:5432",
+            ),
+            (
+                b"\x04\x01\x15\x38\0\0\0\xff\x00192.0.2.1\0",
+                "192.0.2.1:5432",
+            ),
+            (b"\x04\x01\x15\x38\0\0\0\0\0", "0.0.0.0:5432"),
+        ] {
+            for cut in 0..bytes.len() {
+                assert_eq!(request_4(bytes.get(..cut).unwrap()), Ok(None), "{cut}");
+            }
+            let (found, used) = request_4(bytes).unwrap().unwrap();
+            assert_eq!(found, Destination::parse(destination).unwrap());
+            assert_eq!(used, bytes.len());
+        }
+        for (bytes, error) in [
+            (
+                &b"\x04\x02\x01\xbb\xc0\0\x02\x01\0"[..],
+                SocksError::Command,
+            ),
+            (b"\x04\x01\0\0\xc0\0\x02\x01\0", SocksError::Destination),
+            (
+                b"\x04\x01\x01\xbb\0\0\0\x01\x00127.1\0",
+                SocksError::Destination,
+            ),
+            (b"\x04\x01\x01\xbb\0\0\0\x01\0\0", SocksError::Destination),
+            (b"\x05", SocksError::Malformed),
+        ] {
+            assert_eq!(request_4(bytes).unwrap_err(), error, "{bytes:?}");
+        }
+        let endless = [&b"\x04\x01\x01\xbb\xc0\0\x02\x01"[..], &[b'a'; 256]].concat();
+        assert_eq!(request_4(&endless).unwrap_err(), SocksError::Malformed);
+    }
+
+    #[test]
     fn what_follows_a_message_is_left_alone() {
         let (offered, used) = greeting(&[5, 2, 0, 2, 0xaa]).unwrap().unwrap();
         assert!(offered.no_authentication && offered.user_password);
@@ -282,7 +387,7 @@ mod tests {
         #[test]
         fn no_bytes_break_a_parser_and_none_waits_for_more_than_the_bound(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
             let long = bytes.len() >= MESSAGE_BYTES_MAX;
-            for used in [greeting(&bytes).map(|p| p.map(|p| p.1)), credentials(&bytes).map(|p| p.map(|p| p.1)), request(&bytes).map(|p| p.map(|p| p.1))].into_iter().flatten() {
+            for used in [greeting(&bytes).map(|p| p.map(|p| p.1)), credentials(&bytes).map(|p| p.map(|p| p.1)), request(&bytes).map(|p| p.map(|p| p.1)), request_4(&bytes).map(|p| p.map(|p| p.1))].into_iter().flatten() {
                 prop_assert!(used.is_some() || !long);
                 prop_assert!(used.unwrap_or_default() <= bytes.len());
             }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use crate::addr::Destination;
 
-use super::Password;
+use super::Secret;
 
 /// `acme` of `[ingress.tls]`
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,7 +38,7 @@ pub struct Issuer {
 pub struct Binding {
     pub kid: String,
     /// The HMAC key, decoded.
-    pub key: Password,
+    pub key: Secret,
 }
 
 /// How it is shown that a name is ours.
@@ -78,7 +78,7 @@ pub struct RedisStore {
     pub address: Destination,
     pub tls: bool,
     pub user: Option<String>,
-    pub password: Option<Password>,
+    pub password: Option<Secret>,
     pub database: i64,
     /// Roots to believe it by, in place of the built-in ones.
     pub ca_file: Option<PathBuf>,

@@ -45,6 +45,7 @@ pub mod socket;
 pub mod telemetry;
 /// Formats of the wire: parsers and writers without I/O.
 pub mod wire {
+    pub mod dns;
     pub mod http;
     pub mod proxy_protocol;
     pub mod socks;

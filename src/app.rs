@@ -18,7 +18,7 @@ use crate::admin::{Admin, Health};
 use crate::audit::{self, Journal};
 use crate::config::typed::{Config, LogFormat};
 use crate::config::{self, Mistakes};
-use crate::egress::Egress;
+use crate::egress::{Egress, Names};
 use crate::ingress::Ingress;
 use crate::limit::Limits;
 use crate::listener::{BindError, Bound, Reception};
@@ -33,7 +33,7 @@ use crate::{dial, socket};
 
 mod doors;
 
-use doors::{Doors, Wings};
+use doors::{Doors, Laid, Wings};
 
 /// Why the process could not start.
 #[derive(Debug, thiserror::Error)]
@@ -216,7 +216,7 @@ impl House {
         }
     }
 
-    fn enact(&mut self, prepared: Prepared, bound: Vec<(Listen, Bound)>) {
+    fn enact(&mut self, prepared: Prepared, bound: Vec<(Listen, Laid)>) {
         let generation = self.reloader.enact(prepared);
         let snapshot = self.reloader.live.load();
         self.doors.open(bound, &snapshot);
@@ -319,6 +319,7 @@ fn ports(config: &Config) {
 /// One instance of each wing per worker.
 fn wings(count: usize, live: &Live, journal: &Journal, metrics: &Arc<Metrics>) -> Wings {
     let limits = Arc::new(Limits::new(Arc::clone(metrics)));
+    let names = Arc::new(Names::new(Arc::clone(metrics)));
     let ingress = || {
         Ingress::new(
             live.clone(),
@@ -333,6 +334,7 @@ fn wings(count: usize, live: &Live, journal: &Journal, metrics: &Arc<Metrics>) -
             journal.clone(),
             Arc::clone(&limits),
             Arc::clone(metrics),
+            Arc::clone(&names),
         )
     };
     Wings {

@@ -11,6 +11,7 @@ use clap::{Parser, Subcommand};
 mod audit;
 mod check;
 mod demo;
+mod egress;
 mod run;
 
 /// The edge of a low-code platform: every request in is recorded before it is forwarded, every connection out leaves
@@ -30,6 +31,8 @@ enum Command {
     Check(check::Arguments),
     /// Start a sample server, the edge before it and the gateway out, with no file, no network and no root
     Demo(demo::Arguments),
+    /// The way out: print the firewall rules that redirect connections to it
+    Egress(egress::Arguments),
     /// Serve, until SIGTERM or SIGINT; SIGHUP reloads the configuration
     Run(run::Arguments),
 }
@@ -56,6 +59,7 @@ pub fn main() -> ExitCode {
         Command::Audit(arguments) => audit::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
+        Command::Egress(arguments) => egress::run(&arguments),
         Command::Run(arguments) => run::run(&arguments),
     };
     ExitCode::from(match exit {

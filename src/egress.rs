@@ -31,13 +31,17 @@ mod http_proxy;
 mod identify;
 mod linger;
 mod named_forward;
+mod names;
 mod problem;
 mod reply;
 mod socks;
+mod transparent;
 
 use ask::{Ask, Door, gate, permitted};
 use ground::{Ground, Grounds};
+pub use names::Names;
 use problem::Refused;
+
 use reply::{Carried, Reply, outcome};
 
 /// First byte, SOCKS messages, request head: each within this.
@@ -49,6 +53,7 @@ pub struct Egress {
     journal: Journal,
     limits: Arc<Limits>,
     metrics: Arc<Metrics>,
+    names: Arc<Names>,
     grounds: Grounds,
 }
 
@@ -65,12 +70,19 @@ struct Judged {
 
 impl Egress {
     /// For one worker; all but the grounds are shared by all.
-    pub fn new(live: Live, journal: Journal, limits: Arc<Limits>, metrics: Arc<Metrics>) -> Self {
+    pub fn new(
+        live: Live,
+        journal: Journal,
+        limits: Arc<Limits>,
+        metrics: Arc<Metrics>,
+        names: Arc<Names>,
+    ) -> Self {
         Self {
             live,
             journal,
             limits,
             metrics,
+            names,
             grounds: Grounds::default(),
         }
     }
@@ -89,6 +101,12 @@ impl Egress {
             let forward = Arc::clone(forward);
             drop(snapshot);
             return named_forward::serve(&self, tcp, &session, peer, &forward).await;
+        }
+        let transparent = exit.transparent.as_ref();
+        if let Some(transparent) = transparent.filter(|t| t.listen.contains(&listen)) {
+            let transparent = Arc::clone(transparent);
+            let from = (listen, snapshot, transparent);
+            return transparent::serve(&self, tcp, &session, peer, from).await;
         }
         let Some(gate) = exit.listeners.iter().find(|g| g.listen == listen) else {
             return;

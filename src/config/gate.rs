@@ -45,7 +45,7 @@ pub(super) fn listener(
     limits: &[&str],
     folder: &Path,
 ) -> Option<EgressListener> {
-    let limits = ingress::limits(table, limits);
+    let limits = ingress::limits(table, "limits", limits);
     let listen = one_listen(table, "127.0.0.1:3128");
     let (http, socks5) = accept(table);
     let mut clients: Vec<EgressClient> = Vec::new();
@@ -57,6 +57,19 @@ pub(super) fn listener(
     } else {
         table.some("clients", example)
     };
+    clients.extend(self::clients(&list, sets, folder));
+    Some(EgressListener {
+        listen: listen?,
+        http,
+        socks5,
+        clients,
+        limits,
+    })
+}
+
+/// Every one of `list`.
+pub(super) fn clients(list: &[Value<'_>], sets: &Sets, folder: &Path) -> Vec<EgressClient> {
+    let mut clients: Vec<EgressClient> = Vec::new();
     for value in list {
         let client = value.table().and_then(|t| client(&t, sets, folder));
         let Some(client) = client else { continue };
@@ -68,13 +81,7 @@ pub(super) fn listener(
         }
         clients.push(client);
     }
-    Some(EgressListener {
-        listen: listen?,
-        http,
-        socks5,
-        clients,
-        limits,
-    })
+    clients
 }
 
 fn accept(table: &Table<'_>) -> (bool, bool) {

@@ -91,7 +91,7 @@ pub(super) fn ingress(table: &Table<'_>, around: &mut Around<'_>) -> Option<Ingr
     let routes = routes(table, around);
     let (allow, deny) = (sets.allow(table, "allow"), sets.nets(&table.list("deny")));
     let proxy_protocol_from = sets.some(table, "proxy_protocol_from", everybody);
-    let limits = limits(table, around.limits);
+    let limits = limits(table, "limits", around.limits);
     Some(Ingress {
         listen,
         redirect_http,
@@ -154,9 +154,9 @@ fn file(table: &Table<'_>, name: &'static str, folder: &Path) -> Option<PathBuf>
 }
 
 /// Names of `[limits]`, of which `known` are there.
-pub(super) fn limits(table: &Table<'_>, known: &[&str]) -> Vec<String> {
+pub(super) fn limits(table: &Table<'_>, key: &'static str, known: &[&str]) -> Vec<String> {
     let mut limits = Vec::new();
-    for item in table.list("limits") {
+    for item in table.list(key) {
         let Some(name) = item.text() else { continue };
         if !known.contains(&name) {
             let mend = match units::nearest(name, known) {
@@ -248,7 +248,7 @@ fn route(table: &Table<'_>, around: &mut Around<'_>, outer: &Defaults) -> Option
     };
     let (allow, deny) = (around.sets.allow(table, "allow"), table.list("deny"));
     let deny = around.sets.nets(&deny);
-    let limits = limits(table, around.limits);
+    let limits = limits(table, "limits", around.limits);
     let upstream = upstream_name(table, around);
     if table.value("upstream").is_none() {
         let mend = r#"add `upstream = "http://127.0.0.1:3000"` or a name in `[upstreams]`"#;

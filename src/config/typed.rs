@@ -4,11 +4,11 @@
 //! they stand for or are known to exist. It is never exposed in the file's own form.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::addr::{Destination, Host};
 
@@ -52,6 +52,18 @@ impl Config {
             }
             for (at, forward) in egress.forwards.iter().enumerate() {
                 listens.push((format!("egress.forward[{at}].listen"), forward.listen));
+            }
+            if let Some(transparent) = &egress.transparent {
+                let lists = [
+                    ("listen", &transparent.listen),
+                    ("dns_listen", &transparent.dns_listen),
+                ];
+                for (name, list) in lists {
+                    let keyed = list.iter().enumerate();
+                    listens.extend(
+                        keyed.map(|(n, a)| (format!("egress.transparent.{name}[{n}]"), *a)),
+                    );
+                }
             }
         }
         listens
@@ -221,6 +233,7 @@ pub struct Egress {
     pub idle: Duration,
     pub listeners: Vec<EgressListener>,
     pub forwards: Vec<Forward>,
+    pub transparent: Option<Transparent>,
     /// Empty: every public destination is allowed. Otherwise the first rule that matches decides, and none means deny.
     pub policy: Vec<PolicyRule>,
 }
@@ -268,6 +281,66 @@ pub struct Forward {
     pub addresses: Vec<IpNet>,
     /// Names in [`Config::limits`].
     pub limits: Vec<String>,
+}
+
+/// `[egress.transparent]`
+#[derive(Debug)]
+pub struct Transparent {
+    /// At least one.
+    pub listen: Vec<SocketAddr>,
+    pub mode: Diversion,
+    /// At least one; UDP and TCP.
+    pub dns_listen: Vec<SocketAddr>,
+    pub synthetic: Synthetic,
+    /// At least one; none of them has a password.
+    pub clients: Vec<EgressClient>,
+    /// How long a client may remember a synthetic address.
+    pub ttl: Duration,
+    /// Names in [`Config::limits`], for connections.
+    pub limits: Vec<String>,
+    /// Names in [`Config::limits`], for questions.
+    pub dns_limits: Vec<String>,
+    pub forward_to: Option<ForwardTo>,
+}
+
+/// How the firewall brings connections that were meant for somebody else.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Diversion {
+    /// It rewrites the destination, and tells the original one on request.
+    Redirect,
+    /// It leaves the destination as it is; the listener takes connections to any address, which needs a privilege.
+    Tproxy,
+}
+
+/// Where synthetic addresses are taken from.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Synthetic {
+    pub v4: Ipv4Net,
+    pub v6: Option<Ipv6Net>,
+}
+
+impl Synthetic {
+    /// The blocks.
+    pub fn nets(&self) -> impl Iterator<Item = IpNet> {
+        let v6 = self.v6.map(IpNet::V6);
+        [IpNet::V4(self.v4)].into_iter().chain(v6)
+    }
+
+    /// Whether `address` is one of them, handed out or not.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        match address.to_canonical() {
+            IpAddr::V4(v4) => self.v4.contains(&v4),
+            IpAddr::V6(v6) => self.v6.is_some_and(|net| net.contains(&v6)),
+        }
+    }
+}
+
+/// `egress.transparent.forward_to`: names that somebody else answers for.
+#[derive(Debug)]
+pub struct ForwardTo {
+    pub names: Vec<HostPattern>,
+    /// At least one; asked in turn.
+    pub servers: Vec<SocketAddr>,
 }
 
 /// `[[egress.policy]]`

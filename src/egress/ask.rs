@@ -29,6 +29,7 @@ pub(super) enum Door {
     Forward,
     Http,
     Socks5,
+    Transparent,
 }
 
 impl Door {
@@ -39,6 +40,7 @@ impl Door {
             Self::Forward => "forward",
             Self::Http => "http",
             Self::Socks5 => "socks5",
+            Self::Transparent => "transparent",
         }
     }
 }
@@ -65,12 +67,21 @@ pub(super) fn permitted<'a>(snapshot: &'a Snapshot, ask: &Ask) -> Result<Rules<'
             Err(Refusal::ClientDenied)
         };
     }
-    let gate = gate(snapshot, ask.listen)?;
+    let (clients, quotas) = if ask.door == Door::Transparent {
+        let transparent = exit.transparent.as_ref().ok_or(Refusal::PolicyChanged)?;
+        if !transparent.listen.contains(&ask.listen) {
+            return Err(Refusal::PolicyChanged);
+        }
+        (&transparent.clients, &transparent.quotas)
+    } else {
+        let gate = gate(snapshot, ask.listen)?;
+        (&gate.clients, &gate.quotas)
+    };
     let known = |c: &GateClient| c.name == ask.client && c.from.contains(address);
-    if gate.clients.iter().any(known) {
+    if clients.iter().any(known) {
         Ok(Rules {
             destinations: &exit.destinations,
-            quotas: &gate.quotas,
+            quotas,
         })
     } else {
         Err(Refusal::ClientDenied)

@@ -36,11 +36,15 @@ pub(super) async fn serve(
         door: Door::Forward,
         destination: forward.to.clone(),
     };
-    let reply = Reply::Forward(Caller(tcp));
+    let reply = Reply::Forward(Caller::new(tcp));
     egress.pass(ask, session, reply).await;
 }
 
 impl Caller {
+    pub(super) fn new(tcp: TcpStream) -> Self {
+        Self(tcp)
+    }
+
     pub(super) fn refuse(self) -> Option<u16> {
         reset(&self.0);
         None

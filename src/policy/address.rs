@@ -8,6 +8,7 @@ use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::destination::{Allowed, Literal};
+use crate::addr::PrefixSet;
 use crate::outcome::Refusal;
 
 /// Addresses that are kept of one name.
@@ -28,6 +29,8 @@ pub struct Own {
     /// Egress listeners and the admin listener: never dialled, whatever a rule says, or a client could go round in
     /// circles and reach what listens for the operator only.
     pub doors: Vec<SocketAddr>,
+    /// What stands for names: nobody is there, and a name that leads there would lead round in circles.
+    pub synthetic: PrefixSet,
 }
 
 /// The families that have a fixed address.
@@ -83,7 +86,8 @@ impl Families {
 }
 
 impl Own {
-    fn is_door(&self, address: IpAddr, port: u16) -> bool {
+    /// Whether an egress or admin listener takes what is sent to `address`.
+    pub fn is_door(&self, address: IpAddr, port: u16) -> bool {
         self.doors.iter().any(|door| {
             let every = door.ip().is_unspecified() && self.is_ours(address);
             door.port() == port && (door.ip().to_canonical() == address || every)
@@ -103,7 +107,7 @@ impl Own {
 
 fn passes(address: IpAddr, port: u16, allowed: &Allowed, own: &Own) -> bool {
     // Connecting to the unspecified address reaches loopback, past everything said about that.
-    if address.is_unspecified() || own.is_door(address, port) {
+    if address.is_unspecified() || own.is_door(address, port) || own.synthetic.contains(address) {
         return false;
     }
     if allowed.covers(address) {
@@ -383,6 +387,7 @@ mod tests {
                 "10.0.0.9:3128".parse().unwrap(),
                 "0.0.0.0:9911".parse().unwrap(),
             ],
+            ..Own::default()
         };
         let ours = [ip("10.0.0.9")];
         assert!(
@@ -437,6 +442,7 @@ mod tests {
         let own = Own {
             addresses: ["10.0.0.9", "127.0.0.1"].map(ip).into(),
             doors: vec![],
+            ..Own::default()
         };
         for (networks, to, passes) in [
             (&["10.0.0.0/8"][..], "10.0.0.8", true),

@@ -158,10 +158,11 @@ impl Arguments {
             &format!("filter hook {hook} priority 0"),
             &self.matches("confined"),
         );
-        let mut confined = vec![
-            "oifname \"lo\" accept".to_owned(),
-            "ct direction reply accept".to_owned(),
-        ];
+        let mut confined = vec!["ct direction reply accept".to_owned()];
+        if self.from.is_empty() {
+            // Where a redirected packet leaves by is not known to this hook yet; where it goes to is.
+            confined.push("fib daddr type local accept".to_owned());
+        }
         confined.extend(self.direct_to().map(|to| format!("{to} accept")));
         confined.push("reject with icmpx admin-prohibited".to_owned());
         plain_chain(&mut out, "confined", &confined);

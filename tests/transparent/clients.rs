@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use crate::support::gate::free_port;
-use crate::support::peer::{Peer, must};
+use crate::support::peer::{Peer, must, node_modules, script};
 use crate::world::{FAR, FIXED, NAME, Placement, World, within};
 
 /// A cluster in the far namespace that takes TLS from the fixed address only.
@@ -119,4 +119,191 @@ fn psql_behind_a_gateway() {
 #[ignore = "needs PostgreSQL, nftables and root; run by tests/run"]
 fn psql_behind_a_gateway_with_tproxy() {
     psql_sees_the_fixed_address(Placement::BehindTproxy);
+}
+
+/// A server of `tests/support/far_servers.js` in the far namespace.
+fn node_server(world: &World, kind: &str, port: u16) -> Peer {
+    let mut command = world.far("node");
+    command
+        .env("NODE_PATH", node_modules())
+        .arg(script("far_servers.js"))
+        .args([kind, &FAR.to_string(), &port.to_string()])
+        .args([world.place.path("cert.pem"), world.place.path("key.pem")]);
+    world.far_peer(&mut command, "node.out", "ready")
+}
+
+/// What a client of `tests/support/far_clients.js` says that the server saw.
+fn node_client(world: &World, kind: &str, name: &str, port: u16) -> String {
+    let mut command = world.app("node");
+    command
+        .env("NODE_PATH", node_modules())
+        .env("NODE_EXTRA_CA_CERTS", world.ca())
+        .arg(script("far_clients.js"))
+        .args([kind, name, &port.to_string()])
+        .arg(world.ca());
+    must(&mut command).trim().to_owned()
+}
+
+fn node_driver(kind: &str, placement: Placement) {
+    within(placement, |world| {
+        let port = free_port();
+        let server = kind.split('-').next().unwrap();
+        let server = if server == "fetch" { "https" } else { server };
+        let _server = node_server(world, server, port);
+        assert_eq!(node_client(world, kind, NAME, port), FIXED.to_string());
+        world.assert_passed(port);
+        world.stop();
+    });
+}
+
+#[test]
+#[ignore = "needs Node.js, nftables and root; run by tests/run"]
+fn fetch_of_node() {
+    node_driver("fetch", Placement::Pod);
+}
+
+#[test]
+#[ignore = "needs Node.js, nftables and root; run by tests/run"]
+fn grpc_js() {
+    node_driver("grpc", Placement::Behind);
+}
+
+#[test]
+#[ignore = "needs Node.js, nftables and root; run by tests/run"]
+fn tedious_for_sql_server() {
+    node_driver("tds", Placement::User);
+}
+
+#[test]
+#[ignore = "needs Node.js, nftables and root; run by tests/run"]
+fn the_driver_for_mongodb() {
+    node_driver("mongo", Placement::Behind);
+}
+
+#[test]
+#[ignore = "needs curl, Node.js, nftables and root; run by tests/run"]
+fn curl_with_name_checks() {
+    within(Placement::BehindTproxy, |world| {
+        let port = free_port();
+        let _server = node_server(world, "https", port);
+        let mut curl = world.app("curl");
+        curl.args(["-sS", "--max-time", "30", "--cacert"])
+            .arg(world.ca());
+        let seen = must(curl.arg(format!("https://{NAME}:{port}/")));
+        assert_eq!(seen, FIXED.to_string());
+        world.assert_passed(port);
+        world.stop();
+    });
+}
+
+#[test]
+#[ignore = "needs Redis, nftables and root; run by tests/run"]
+fn redis_cli() {
+    within(Placement::User, |world| {
+        let port = free_port();
+        let mut command = world.far("redis-server");
+        command
+            .args([
+                "--port",
+                "0",
+                "--tls-port",
+                &port.to_string(),
+                "--bind",
+                &FAR.to_string(),
+            ])
+            .args([
+                "--tls-auth-clients",
+                "no",
+                "--protected-mode",
+                "no",
+                "--save",
+                "",
+                "--dir",
+            ])
+            .arg(world.place.path(""));
+        for (option, file) in [
+            ("--tls-cert-file", "cert.pem"),
+            ("--tls-key-file", "key.pem"),
+            ("--tls-ca-cert-file", "ca.pem"),
+        ] {
+            command.arg(option).arg(world.place.path(file));
+        }
+        let _redis = world.far_peer(&mut command, "redis.out", "Ready to accept connections");
+        let mut client = world.app("redis-cli");
+        client
+            .args([
+                "-h",
+                NAME,
+                "-p",
+                &port.to_string(),
+                "--tls",
+                "--sni",
+                NAME,
+                "--cacert",
+            ])
+            .arg(world.ca())
+            .args(["client", "info"]);
+        let said = must(&mut client);
+        assert!(said.contains(&format!(" addr={FIXED}:")), "{said}");
+        world.assert_passed(port);
+        world.stop();
+    });
+}
+
+/// The server speaks first: who waits for a byte of the client waits for ever.
+#[test]
+#[ignore = "needs MariaDB, nftables and root; run by tests/run"]
+fn mariadb_whose_server_speaks_first() {
+    within(Placement::User, |world| {
+        let (port, data) = (free_port(), world.place.path("mysql"));
+        let uid: u32 = must(Command::new("id").args(["-u", "mysql"]))
+            .trim()
+            .parse()
+            .unwrap();
+        fs::create_dir(&data).unwrap();
+        chown(&data, Some(uid), None).unwrap();
+        must(
+            Command::new("mariadb-install-db")
+                .args(["--no-defaults", "--user=mysql", "--skip-test-db"])
+                .arg(format!("--datadir={}", data.display())),
+        );
+        let path = |name: &str| world.place.path(name).display().to_string();
+        let user = format!("create user app@'{FIXED}' require ssl;\n");
+        fs::write(path("users.sql"), user).unwrap();
+        let mut command = world.far("mariadbd");
+        command
+            .args(["--no-defaults", "--user=mysql", "--skip-name-resolve"])
+            .args(["--skip-log-bin", "--innodb-flush-log-at-trx-commit=0"])
+            .arg(format!("--datadir={}", data.display()))
+            .arg(format!("--init-file={}", path("users.sql")))
+            .arg(format!("--socket={}", data.join("socket").display()))
+            .arg(format!("--pid-file={}", data.join("pid").display()))
+            .args([format!("--bind-address={FAR}"), format!("--port={port}")])
+            .args([
+                format!("--ssl-cert={}", path("cert.pem")),
+                format!("--ssl-key={}", path("key.pem")),
+            ]);
+        let _mariadb = world.far_peer(&mut command, "mariadb.out", "ready for connections");
+        let mut client = world.app("mariadb");
+        client
+            .args([
+                "--no-defaults",
+                "-u",
+                "app",
+                "-N",
+                "-B",
+                "-h",
+                NAME,
+                "-P",
+                &port.to_string(),
+            ])
+            .args(["--connect-timeout=30", "--ssl-verify-server-cert"])
+            .arg(format!("--ssl-ca={}", path("ca.pem")))
+            .args(["-e", "select user(); show status like 'Ssl_version'"]);
+        let said = must(&mut client);
+        assert!(said.starts_with(&format!("app@{FIXED}\n")), "{said}");
+        assert!(said.contains("TLSv1."), "{said}");
+        world.assert_passed(port);
+        world.stop();
+    });
 }

@@ -15,4 +15,5 @@
 mod support;
 
 mod clients;
+mod denied;
 mod world;

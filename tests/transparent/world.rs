@@ -1,7 +1,7 @@
 //! The namespaces: `app` — `gate` — `far`, and what runs in them.
 
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -311,6 +311,15 @@ impl World {
         self.place.ca()
     }
 
+    pub(crate) fn config(&self) -> String {
+        fs::read_to_string(self.place.path("tollgate.toml")).unwrap()
+    }
+
+    pub(crate) fn restart(&mut self) {
+        assert!(self.gate.take().unwrap().stop(SOON).success());
+        self.open(&self.config());
+    }
+
     pub(crate) fn stop(&mut self) {
         let mut gate = self.gate.take().unwrap();
         assert!(gate.stop(SOON).success());
@@ -345,8 +354,4 @@ pub(crate) fn connects(world: &World, to: SocketAddr) -> Done {
     let mut command = world.app("curl");
     command.args(["-sS", "--max-time", "10", &format!("telnet://{to}")]);
     run(&mut command)
-}
-
-pub(crate) fn address(text: &str) -> IpAddr {
-    text.parse().unwrap()
 }

@@ -34,6 +34,7 @@ mod named_forward;
 mod names;
 mod problem;
 mod reply;
+mod responder;
 mod socks;
 mod transparent;
 

@@ -22,7 +22,7 @@ use crate::workers::Crew;
 
 mod datagrams;
 
-pub use datagrams::{BoundDatagrams, Datagram};
+pub use datagrams::BoundDatagrams;
 
 /// A bound socket that nobody accepts from yet.
 pub struct Bound {

@@ -21,6 +21,10 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use crate::clock;
 use crate::outcome::Refusal;
 
+mod questions;
+
+pub use questions::{Answered, Questions};
+
 /// The two ways through the house, as a label and a record field.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum Way {
@@ -38,37 +42,6 @@ impl Way {
             Self::Ingress => "ingress",
         }
     }
-}
-
-/// What became of a question for a name.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-pub enum Answered {
-    /// The name servers know no such name.
-    Absent,
-    /// No rule could allow the name.
-    Denied,
-    /// It could not be answered.
-    Failed,
-    /// Another server has answered.
-    Forwarded,
-    Malformed,
-    /// Not from a client, or too many.
-    Refused,
-    /// Answered here.
-    Told,
-}
-
-impl Answered {
-    /// Each of them, as its label.
-    const ALL: [&str; 7] = [
-        "absent",
-        "denied",
-        "failed",
-        "forwarded",
-        "malformed",
-        "refused",
-        "told",
-    ];
 }
 
 /// All metrics of one process. Cheap to share behind an `Arc`; nothing in it locks on the hot path.
@@ -102,12 +75,8 @@ pub struct Metrics {
     pub reload_failures: Counter,
     /// Keys that the rate limiter holds.
     pub limiter_keys: Gauge<i64>,
-    /// Names that synthetic addresses stand for.
-    pub names: Gauge,
-    /// Questions of transparent clients, in the order of [`Answered`].
-    questions: [Counter; Answered::ALL.len()],
-    /// Questions that were dropped because too many were waiting.
-    pub questions_dropped: Counter,
+    /// Questions for names, of transparent clients.
+    pub questions: Questions,
     /// Requests counted against the shared overflow bucket because the table was full.
     pub limiter_overflow: Counter,
 }
@@ -133,11 +102,6 @@ struct FlowLabels {
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 struct ClassLabel {
     class: &'static str,
-}
-
-#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
-struct AnswerLabel {
-    answer: &'static str,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -187,12 +151,6 @@ impl Metrics {
             "1 if the fixed address is on this machine, -1 if none is configured",
             family.clone(),
         );
-        let questions = Family::<AnswerLabel, Counter>::default();
-        registry.register(
-            "questions",
-            "Questions for names, by what became of them",
-            questions.clone(),
-        );
         let mut metrics = Self {
             refusals: Box::new(WAYS.map(|way| per_refusal(&refusals, way))),
             responses: CLASSES.map(|class| one(&responses, ClassLabel { class })),
@@ -211,9 +169,7 @@ impl Metrics {
             }),
             journal_sync_seconds: Histogram::new(exponential_buckets(0.000_05, 2.0, 18)),
             fixed_address: ["ipv4", "ipv6"].map(|f| one(&family, FamilyLabel { family: f })),
-            questions: Answered::ALL.map(|answer| one(&questions, AnswerLabel { answer })),
-            names: Gauge::default(),
-            questions_dropped: Counter::default(),
+            questions: Questions::new(&mut registry),
             registry,
             told: AtomicU64::new(0),
             journal_records: Counter::default(),
@@ -267,16 +223,6 @@ impl Metrics {
             self.reload_failures.clone(),
         );
         r.register(
-            "synthetic_names",
-            "Names that synthetic addresses stand for",
-            self.names.clone(),
-        );
-        r.register(
-            "questions_dropped",
-            "Questions dropped because too many were waiting",
-            self.questions_dropped.clone(),
-        );
-        r.register(
             "limiter_keys",
             "Clients that the rate limiter holds",
             self.limiter_keys.clone(),
@@ -314,13 +260,6 @@ impl Metrics {
             return;
         }
         tracing::info!(%listener, %client, reason = refusal.code(), "not served: {refusal}");
-    }
-
-    /// Counts one question.
-    pub fn answered(&self, answered: Answered) {
-        if let Some(counter) = self.questions.get(answered as usize) {
-            counter.inc();
-        }
     }
 
     /// Counts one response of the ingress.

@@ -12,7 +12,7 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio::time::sleep;
 
 use super::{BACK_OFF, BindError, Listener, Reception};
-use crate::socket::datagram::{self, Datagrams, Envelope};
+use crate::socket::datagram::{self, Datagram, Datagrams};
 use crate::workers;
 
 /// Questions of one socket without an answer yet.
@@ -22,13 +22,6 @@ const WAITING_MAX: usize = 1024;
 pub struct BoundDatagrams {
     address: SocketAddr,
     socket: std::net::UdpSocket,
-}
-
-/// One question, and the way back.
-pub struct Datagram {
-    pub bytes: Box<[u8]>,
-    envelope: Envelope,
-    socket: Arc<Datagrams>,
 }
 
 impl BoundDatagrams {
@@ -65,8 +58,8 @@ impl BoundDatagrams {
                     _ = &mut stopped => return,
                     received = socket.receive(&mut buffer) => received,
                 };
-                let (bytes, envelope) = match received {
-                    Ok((count, envelope)) => (buffer.get(..count).unwrap_or_default(), envelope),
+                let datagram = match received {
+                    Ok(datagram) => datagram,
                     Err(error) => {
                         tracing::debug!(%address, %error, "nothing received; trying again");
                         sleep(BACK_OFF).await;
@@ -74,11 +67,10 @@ impl BoundDatagrams {
                     }
                 };
                 let Ok(place) = Arc::clone(&waiting).try_acquire_owned() else {
-                    metrics.questions_dropped.inc();
+                    metrics.questions.dropped.inc();
                     continue;
                 };
-                let (bytes, socket) = (bytes.into(), Arc::clone(&socket));
-                let task = serve(Datagram { bytes, envelope, socket });
+                let task = serve(datagram);
                 workers::spawn(async move {
                     task.await;
                     drop(place);
@@ -88,20 +80,6 @@ impl BoundDatagrams {
         Listener {
             address,
             _stop: stop,
-        }
-    }
-}
-
-impl Datagram {
-    /// Who asks, as far as the datagram says.
-    pub fn peer(&self) -> SocketAddr {
-        self.envelope.peer
-    }
-
-    /// Sends the answer back, from where the question was sent to.
-    pub async fn answer(self, bytes: &[u8]) {
-        if let Err(error) = self.socket.answer(bytes, self.envelope).await {
-            tracing::debug!(%error, "an answer could not be sent");
         }
     }
 }

@@ -7,6 +7,7 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::AsRawFd as _;
+use std::sync::Arc;
 
 use nix::libc;
 use nix::sys::socket::sockopt::{Ipv4PacketInfo, Ipv6RecvPacketInfo};
@@ -24,11 +25,14 @@ const QUEUE_BYTES: usize = 1 << 20;
 /// A bound socket for datagrams, on the runtime that receives from it.
 pub struct Datagrams(UdpSocket);
 
-/// Where a datagram came from, and where it was sent to.
-#[derive(Clone, Copy, Debug)]
-pub struct Envelope {
+/// One datagram, and the way back.
+pub struct Datagram {
+    pub bytes: Box<[u8]>,
+    /// Where it came from, as far as it says.
     pub peer: SocketAddr,
+    /// Where it was sent to.
     to: Option<IpAddr>,
+    socket: Arc<Datagrams>,
 }
 
 /// A non-blocking socket; IPv6 only for IPv6 addresses.
@@ -65,9 +69,9 @@ impl Datagrams {
     }
 
     /// The next datagram. One that is longer than `buffer` is cut to it.
-    pub async fn receive(&self, buffer: &mut [u8]) -> io::Result<(usize, Envelope)> {
-        let Self(socket) = self;
-        socket
+    pub async fn receive(self: &Arc<Self>, buffer: &mut [u8]) -> io::Result<Datagram> {
+        let Self(socket) = &**self;
+        let (count, peer, to) = socket
             .async_io(Interest::READABLE, || {
                 let mut slices = [IoSliceMut::new(buffer)];
                 let mut space = nix::cmsg_space!(libc::in_pktinfo, libc::in6_pktinfo);
@@ -79,41 +83,50 @@ impl Datagrams {
                 )?;
                 let peer = got.address.as_ref().and_then(address);
                 let peer = peer.ok_or(io::ErrorKind::InvalidData)?;
-                let to = got.cmsgs()?.find_map(destination);
-                Ok((got.bytes, Envelope { peer, to }))
+                Ok((got.bytes, peer, got.cmsgs()?.find_map(destination)))
             })
-            .await
+            .await?;
+        Ok(Datagram {
+            bytes: buffer.get(..count).unwrap_or_default().into(),
+            peer,
+            to,
+            socket: Arc::clone(self),
+        })
     }
+}
 
-    /// Sends `bytes` back to where a datagram came from.
-    pub async fn answer(&self, bytes: &[u8], envelope: Envelope) -> io::Result<()> {
-        let Self(socket) = self;
+impl Datagram {
+    /// Sends `bytes` back to where it came from.
+    pub async fn answer(self, bytes: &[u8]) -> io::Result<()> {
+        let Datagrams(socket) = &*self.socket;
         socket
             .async_io(Interest::WRITABLE, || {
-                let peer = SockaddrStorage::from(envelope.peer);
+                let peer = SockaddrStorage::from(self.peer);
                 let slices = [IoSlice::new(bytes)];
                 let fd = socket.as_raw_fd();
                 let send = |messages: &[ControlMessage<'_>]| {
                     sendmsg(fd, &slices, messages, MsgFlags::empty(), Some(&peer))
                 };
-                match envelope.to {
+                match self.to {
                     None => send(&[])?,
                     Some(IpAddr::V4(v4)) => {
-                        send(&[ControlMessage::Ipv4PacketInfo(&libc::in_pktinfo {
+                        let info = libc::in_pktinfo {
                             ipi_ifindex: 0,
                             ipi_spec_dst: libc::in_addr {
                                 s_addr: u32::from_ne_bytes(v4.octets()),
                             },
                             ipi_addr: libc::in_addr { s_addr: 0 },
-                        })])?
+                        };
+                        send(&[ControlMessage::Ipv4PacketInfo(&info)])?
                     }
                     Some(IpAddr::V6(v6)) => {
-                        send(&[ControlMessage::Ipv6PacketInfo(&libc::in6_pktinfo {
+                        let info = libc::in6_pktinfo {
                             ipi6_addr: libc::in6_addr {
                                 s6_addr: v6.octets(),
                             },
                             ipi6_ifindex: 0,
-                        })])?
+                        };
+                        send(&[ControlMessage::Ipv6PacketInfo(&info)])?
                     }
                 };
                 Ok(())
@@ -151,16 +164,15 @@ mod tests {
         for (any, asked) in [("0.0.0.0:0", "127.0.0.9"), ("[::]:0", "::1")] {
             let socket = bind(any.parse().unwrap()).unwrap();
             let port = socket.local_addr().unwrap().port();
-            let responder = Datagrams::new(socket).unwrap();
+            let responder = Arc::new(Datagrams::new(socket).unwrap());
             let to = SocketAddr::new(asked.parse().unwrap(), port);
             // A connected socket takes datagrams from the other end only.
             let client = towards(to).await.unwrap();
             client.send(b"question").await.unwrap();
-            let mut buffer = [0; 4];
-            let (count, envelope) = responder.receive(&mut buffer).await.unwrap();
-            assert_eq!((count, &buffer), (4, b"ques"));
-            assert_eq!(envelope.peer, client.local_addr().unwrap());
-            responder.answer(b"answer", envelope).await.unwrap();
+            let datagram = responder.receive(&mut [0; 4]).await.unwrap();
+            assert_eq!(&*datagram.bytes, b"ques");
+            assert_eq!(datagram.peer, client.local_addr().unwrap());
+            datagram.answer(b"answer").await.unwrap();
             let mut buffer = [0; 16];
             let count = client.recv(&mut buffer).await.unwrap();
             assert_eq!(&buffer[..count], b"answer");

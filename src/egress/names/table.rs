@@ -61,9 +61,9 @@ enum Owner {
 
 /// What stands for a name.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) struct Synthesized {
-    pub(super) v4: Ipv4Addr,
-    pub(super) v6: Option<Ipv6Addr>,
+pub(in crate::egress) struct Synthesized {
+    pub(in crate::egress) v4: Ipv4Addr,
+    pub(in crate::egress) v6: Option<Ipv6Addr>,
 }
 
 impl Table {

@@ -43,7 +43,7 @@ pub(super) fn egress(table: &Table<'_>, sets: &Sets, limits: &[&str], folder: &P
     }
     let transparent = table
         .table("transparent")
-        .map(|t| transparent::transparent(&t, sets, limits, folder));
+        .map(|t| transparent::transparent(&t, sets, limits));
     if names_no_door(table) {
         table.notes.listens("egress", gate::DEFAULT_LISTEN);
         listeners.push(gate::default_listener());

@@ -57,7 +57,7 @@ pub(super) fn listener(
     } else {
         table.some("clients", example)
     };
-    clients.extend(self::clients(&list, sets, folder));
+    clients.extend(self::clients(&list, sets, Some(folder)));
     Some(EgressListener {
         listen: listen?,
         http,
@@ -67,8 +67,8 @@ pub(super) fn listener(
     })
 }
 
-/// Every one of `list`.
-pub(super) fn clients(list: &[Value<'_>], sets: &Sets, folder: &Path) -> Vec<EgressClient> {
+/// Every one of `list`. Files of passwords are relative to `folder`; without one there are no passwords.
+pub(super) fn clients(list: &[Value<'_>], sets: &Sets, folder: Option<&Path>) -> Vec<EgressClient> {
     let mut clients: Vec<EgressClient> = Vec::new();
     for value in list {
         let client = value.table().and_then(|t| client(&t, sets, folder));
@@ -122,11 +122,13 @@ pub(super) fn name(value: &Value<'_>) -> Option<String> {
     })
 }
 
-fn client(table: &Table<'_>, sets: &Sets, folder: &Path) -> Option<EgressClient> {
-    table.not_yet(
-        "password",
-        "put it in a file of its own and name that in `password_file`",
-    );
+fn client(table: &Table<'_>, sets: &Sets, folder: Option<&Path>) -> Option<EgressClient> {
+    if folder.is_some() {
+        table.not_yet(
+            "password",
+            "put it in a file of its own and name that in `password_file`",
+        );
+    }
     let called = match table.value("name") {
         Some(value) => name(&value),
         None => {
@@ -137,7 +139,10 @@ fn client(table: &Table<'_>, sets: &Sets, folder: &Path) -> Option<EgressClient>
             None
         }
     };
-    let password = table.value("password_file").map(|v| password(&v, folder));
+    let password = folder.and_then(|folder| {
+        let value = table.value("password_file")?;
+        Some(password(&value, folder))
+    });
     let from = table.value("from").map(|v| (sets.nets(&v.list()), v));
     let from = match from {
         None => {
@@ -146,7 +151,10 @@ fn client(table: &Table<'_>, sets: &Sets, folder: &Path) -> Option<EgressClient>
         }
         Some((nets, value)) => {
             if password.is_none() && nets.iter().any(|net| net.prefix_len() == 0) {
-                let mend = "narrow `from`, or add `password_file`";
+                let mend = match folder {
+                    Some(_) => "narrow `from`, or add `password_file`",
+                    None => "narrow `from` to those who need it",
+                };
                 value.wrong("an open proxy: everybody, without a password", mend);
             }
             Some(nets)

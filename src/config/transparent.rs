@@ -4,7 +4,6 @@
 //! a responder that would ask itself.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::Path;
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -39,14 +38,9 @@ const PREFIX_LENGTH_V4_MAX: u8 = 24;
 const PREFIX_LENGTH_V6_MAX: u8 = 96;
 
 /// `[egress.transparent]`
-pub(super) fn transparent(
-    table: &Table<'_>,
-    sets: &Sets,
-    limits: &[&str],
-    folder: &Path,
-) -> Transparent {
+pub(super) fn transparent(table: &Table<'_>, sets: &Sets, limits: &[&str]) -> Transparent {
+    let dns_listen = listen(table, "dns_listen", DEFAULT_DNS_LISTEN);
     let listen = listen(table, "listen", DEFAULT_LISTEN);
-    let dns_listen = listen_dns(table);
     let synthetic = synthetic(table, &listen);
     let modes = [
         ("redirect", Diversion::Redirect),
@@ -54,7 +48,7 @@ pub(super) fn transparent(
     ];
     Transparent {
         mode: table.word("mode", &modes, Diversion::Redirect),
-        clients: clients(table, sets, folder),
+        clients: clients(table, sets),
         ttl: table.duration("ttl", SECOND..=HOUR, DEFAULT_TTL),
         limits: ingress::limits(table, "limits", limits),
         dns_limits: ingress::limits(table, "dns_limits", limits),
@@ -65,10 +59,6 @@ pub(super) fn transparent(
         dns_listen,
         synthetic,
     }
-}
-
-fn listen_dns(table: &Table<'_>) -> Vec<SocketAddr> {
-    listen(table, "dns_listen", DEFAULT_DNS_LISTEN)
 }
 
 fn listen(table: &Table<'_>, name: &'static str, default: SocketAddr) -> Vec<SocketAddr> {
@@ -137,17 +127,9 @@ fn block(text: &str) -> units::Read<IpNet> {
 }
 
 /// A driver that knows of no proxy cannot give a password: its address must be enough.
-fn clients(table: &Table<'_>, sets: &Sets, folder: &Path) -> Vec<EgressClient> {
+fn clients(table: &Table<'_>, sets: &Sets) -> Vec<EgressClient> {
     let example = r#"add `clients = [{ name = "app", from = ["10.0.3.0/24"] }]`; for an application on this machine name its own addresses, and loopback"#;
-    let list = table.some("clients", example);
-    let clients = gate::clients(&list, sets, folder);
-    if let Some(value) = table.value("clients")
-        && clients.iter().any(|client| client.password.is_some())
-    {
-        let mend = "remove `password_file`; the address in `from` is what identifies it";
-        value.wrong("a redirected connection cannot give a password", mend);
-    }
-    clients
+    gate::clients(&table.some("clients", example), sets, None)
 }
 
 fn forward_to(table: &Table<'_>, dns_listen: &[SocketAddr]) -> ForwardTo {

@@ -11,6 +11,8 @@ pub(crate) enum Answer {
     /// The same, after a while.
     Late(Duration, Vec<IpAddr>),
     NoSuchName,
+    /// Type and data of each.
+    Records(Vec<(u16, Vec<u8>)>),
     ServerFailure,
     Silence,
 }
@@ -103,18 +105,22 @@ fn question(query: &[u8]) -> Option<(String, u16, usize)> {
 fn reply(query: &[u8], kind: u16, answer: Answer) -> Option<Vec<u8>> {
     let (code, list) = match answer {
         Answer::Silence => return None,
+        Answer::Records(list) => return with(query, kind, 0, list),
         Answer::NoSuchName => (3, Vec::new()),
         Answer::ServerFailure => (2, Vec::new()),
         Answer::Addresses(list) | Answer::Late(_, list) => (0, list),
     };
-    let data: Vec<Vec<u8>> = list
-        .into_iter()
-        .filter_map(|address| match address {
-            IpAddr::V4(v4) if kind == TYPE_A => Some(v4.octets().to_vec()),
-            IpAddr::V6(v6) if kind == TYPE_AAAA => Some(v6.octets().to_vec()),
-            _ => None,
-        })
-        .collect();
+    let list = list.into_iter().map(|address| match address {
+        IpAddr::V4(v4) => (TYPE_A, v4.octets().to_vec()),
+        IpAddr::V6(v6) => (TYPE_AAAA, v6.octets().to_vec()),
+    });
+    with(query, kind, code, list.collect())
+}
+
+/// The records of the type that was asked for.
+fn with(query: &[u8], kind: u16, code: u8, list: Vec<(u16, Vec<u8>)>) -> Option<Vec<u8>> {
+    let data = list.into_iter().filter(|(other, _)| *other == kind);
+    let data: Vec<Vec<u8>> = data.map(|(_, data)| data).collect();
     let mut reply = query.to_vec();
     reply[2] = 0x85; // an authoritative response, recursion desired
     reply[3] = 0x80 | code;

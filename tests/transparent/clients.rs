@@ -307,3 +307,16 @@ fn mariadb_whose_server_speaks_first() {
         world.stop();
     });
 }
+
+/// Host and options of the connection string stand in SRV and TXT records, as for a cluster in MongoDB's own cloud.
+#[test]
+#[ignore = "needs Node.js, nftables and root; run by tests/run"]
+fn the_driver_for_mongodb_by_srv() {
+    within(Placement::Pod, |world| {
+        let _server = node_server(world, "mongo", 27017);
+        let seen = node_client(world, "mongo-srv", "cluster.customer.test", 27017);
+        assert_eq!(seen, FIXED.to_string());
+        world.assert_passed(27017);
+        world.stop();
+    });
+}

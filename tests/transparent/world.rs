@@ -1,7 +1,7 @@
 //! The namespaces: `app` — `gate` — `far`, and what runs in them.
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -11,7 +11,7 @@ use std::time::Duration;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::Value;
 
-use crate::support::dns::Dns;
+use crate::support::dns::{Answer, Dns};
 use crate::support::eventually;
 use crate::support::gate::{Done, Gate, Place, binary, run};
 use crate::support::log::Log;
@@ -21,8 +21,11 @@ use crate::support::peer::{Peer, must};
 pub(crate) const NAME: &str = "api.customer.test";
 /// Where it is.
 pub(crate) const FAR: Ipv4Addr = Ipv4Addr::new(10, 78, 2, 9);
+/// The same; only a world with IPv6 can dial it.
+pub(crate) const FAR_V6: Ipv6Addr = Ipv6Addr::new(0xfd78, 0, 0, 2, 0, 0, 0, 9);
 /// What it must see.
 pub(crate) const FIXED: Ipv4Addr = Ipv4Addr::new(10, 78, 2, 7);
+pub(crate) const FIXED_V6: Ipv6Addr = Ipv6Addr::new(0xfd78, 0, 0, 2, 0, 0, 0, 7);
 /// The gate, as the application sees it.
 pub(crate) const GATE: Ipv4Addr = Ipv4Addr::new(10, 78, 1, 1);
 /// A user that no other program of the machine runs as.
@@ -97,9 +100,14 @@ fn namespaces() -> [String; 3] {
          ip -n {far} addr add {FAR}/24 dev f0; ip -n {far} link set f0 up\n\
          ip -n {far} addr add {METADATA}/32 dev lo\n\
          ip -n {app} route add default via {GATE}\n\
+         ip -n {app} addr add fd78:0:0:1::2/64 dev a0 nodad; ip -n {gate} addr add fd78:0:0:1::1/64 dev g0 nodad\n\
+         ip -n {gate} addr add fd78:0:0:2::1/64 dev g1 nodad; ip -n {gate} addr add {FIXED_V6}/64 dev g1 nodad\n\
+         ip -n {far} addr add {FAR_V6}/64 dev f0 nodad\n\
+         ip -n {app} route add default via fd78:0:0:1::1; ip -n {gate} route add default via {FAR_V6}\n\
+         ip -n {far} route add default via fd78:0:0:2::1\n\
          ip -n {gate} route add default via {FAR}\n\
          ip -n {far} route add default via 10.78.2.1\n\
-         ip netns exec {gate} sysctl -qw net.ipv4.ip_forward=1\n"
+         ip netns exec {gate} sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1\n"
     );
     must(Command::new("sh").args(["-ec", &script]));
     names
@@ -117,16 +125,20 @@ fn enter(name: &str) {
 impl World {
     fn start(placement: Placement, names: [String; 3], keys: &str) -> Self {
         let place = Place::new();
-        let far = FAR.to_string();
-        let table = [
-            (NAME, &*far),
-            ("evil.customer.test", "198.18.0.9"),
-            ("inside.customer.test", "10.78.2.8"),
-            ("other.test", &far),
-        ];
-        let table: Vec<(&str, Vec<&str>)> = table.iter().map(|(n, a)| (*n, vec![*a])).collect();
-        let table: Vec<(&str, &[&str])> = table.iter().map(|(n, a)| (*n, a.as_slice())).collect();
-        let dns = Dns::table(&table);
+        let dns = Dns::start(|name, _| match name {
+            NAME | "other.test" => Answer::Addresses(vec![FAR.into(), FAR_V6.into()]),
+            "evil.customer.test" => Answer::Addresses(vec![Ipv4Addr::new(198, 18, 0, 9).into()]),
+            "inside.customer.test" => Answer::Addresses(vec![Ipv4Addr::new(10, 78, 2, 8).into()]),
+            // What the driver for MongoDB asks for `mongodb+srv://cluster.customer.test`: port 27017 of NAME.
+            "_mongodb._tcp.cluster.customer.test" => {
+                let data = b"\0\0\0\0\x69\x89\x03api\x08customer\x04test\0";
+                Answer::Records(vec![(33, data.to_vec())])
+            }
+            "cluster.customer.test" => {
+                Answer::Records(vec![(16, b"\x10authSource=admin".to_vec())])
+            }
+            _ => Answer::NoSuchName,
+        });
         let behind = matches!(placement, Placement::Behind | Placement::BehindTproxy);
         let (nameserver, listen, dns_listen) = match placement {
             Placement::Behind => (GATE, "0.0.0.0:3129".to_owned(), "0.0.0.0:5353".to_owned()),

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use crate::support::gate::free_port;
 use crate::support::peer::{Peer, must, node_modules, script};
-use crate::world::{FAR, FIXED, NAME, Placement, World, within};
+use crate::world::{FAR, FAR_V6, FIXED, FIXED_V6, NAME, Placement, World, dig, within};
 
 /// A cluster in the far namespace that takes TLS from the fixed address only.
 fn postgres(world: &World, port: u16) -> Peer {
@@ -319,4 +319,46 @@ fn the_driver_for_mongodb_by_srv() {
         world.assert_passed(27017);
         world.stop();
     });
+}
+
+/// IPv6 all the way: the question, the synthetic address, the redirection, the dial.
+fn ipv6_has_its_own_synthetic_and_fixed_address(placement: Placement) {
+    within(placement, |world| {
+        world.both_families();
+        let port = free_port();
+        let mut server = world.far("node");
+        server
+            .arg(script("far_servers.js"))
+            .args(["https", "::", &port.to_string()])
+            .args([world.place.path("cert.pem"), world.place.path("key.pem")]);
+        let _server = world.far_peer(&mut server, "node.out", "ready");
+        let (_, given) = dig(world, &[NAME, "AAAA"]);
+        assert!(given[0].starts_with("fd00:198:18::"), "{given:?}");
+        let reverse = dig(world, &["-x", &given[0]]);
+        assert_eq!(reverse.1, [format!("{NAME}.")]);
+        let mut curl = world.app("curl");
+        curl.args(["-6", "-sS", "--max-time", "30", "--cacert"])
+            .arg(world.ca());
+        let seen = must(curl.arg(format!("https://{NAME}:{port}/")));
+        assert_eq!(seen, FIXED_V6.to_string());
+        let (before, after) = world.records(port);
+        let both = serde_json::json!([FAR_V6.to_string(), FAR.to_string()]);
+        assert_eq!(before["addresses"], both, "{before}");
+        assert_eq!(after["local_address"], FIXED_V6.to_string(), "{after}");
+        let peer = before["peer"].as_str().unwrap_or_default();
+        assert!(peer.contains("fd78:0:0:1::2"), "{before}");
+        world.stop();
+    });
+}
+
+#[test]
+#[ignore = "needs curl, Node.js, nftables and root; run by tests/run"]
+fn ipv6_behind_a_gateway() {
+    ipv6_has_its_own_synthetic_and_fixed_address(Placement::Behind);
+}
+
+#[test]
+#[ignore = "needs curl, Node.js, nftables and root; run by tests/run"]
+fn ipv6_behind_a_gateway_with_tproxy() {
+    ipv6_has_its_own_synthetic_and_fixed_address(Placement::BehindTproxy);
 }

@@ -11,7 +11,7 @@ use crate::support::gate::{free_port, run};
 use crate::support::log::Log;
 use crate::support::peer::must;
 use crate::world::{
-    FAR, FIXED, GATE, METADATA, NAME, Placement, World, connects, dig, within, within_with,
+    FAR, FAR_V6, FIXED, GATE, METADATA, NAME, Placement, World, connects, dig, within, within_with,
 };
 
 const QUICK: Duration = Duration::from_secs(20);
@@ -102,6 +102,16 @@ fn forbidden_addresses_stay_out_of_reach(placement: Placement) {
             let to = SocketAddr::from((address, port));
             assert_ne!(connects(world, to).code, Some(0), "{to}");
             world.denial(&to.to_string(), "address_denied");
+        }
+        // Nothing listens for IPv6, so it is not open either.
+        if matches!(placement, Placement::User | Placement::Pod) {
+            let bound = world.in_far(|| TcpListener::bind((FAR_V6, port)).unwrap());
+            bound.set_nonblocking(true).unwrap();
+            assert_ne!(
+                connects(world, SocketAddr::from((FAR_V6, port))).code,
+                Some(0)
+            );
+            assert_untouched(&bound);
         }
         let send = format!("echo leak > /dev/udp/{FAR}/{port}");
         run(world.app("bash").args(["-c", &send]));

@@ -184,7 +184,7 @@ impl World {
             gate: None,
         };
         world.open(&config);
-        world.divert();
+        world.divert(&[]);
         world
     }
 
@@ -207,7 +207,7 @@ impl World {
     }
 
     /// Applies what is printed, and nothing else.
-    fn divert(&self) {
+    fn divert(&self, more: &[&str]) {
         let user = USER.to_string();
         let (whose, value) = match self.placement {
             Placement::User => ("--user", &*user),
@@ -216,9 +216,10 @@ impl World {
         };
         let config = self.place.path("tollgate.toml");
         let config = config.to_str().unwrap();
-        let rules = [
+        let mut rules = vec![
             "egress", "rules", "--print", whose, value, "--config", config,
         ];
+        rules.extend(more);
         let script = self.place.tollgate(&rules).ok();
         must(Command::new("sh").args(["-c", &script]));
     }
@@ -321,6 +322,44 @@ impl World {
     /// The CA file, where every user can read it.
     pub(crate) fn ca(&self) -> PathBuf {
         self.place.ca()
+    }
+
+    /// The same for IPv6 beside IPv4, in a world behind a gateway.
+    pub(crate) fn both_families(&mut self) {
+        let (text, at) = (self.config(), self.config().contains("tproxy"));
+        let listen = if at {
+            "127.0.0.1:3129\", \"[::1]:3129"
+        } else {
+            "0.0.0.0:3129\", \"[::]:3129"
+        };
+        let text = text
+            .replace(
+                &format!("\"{FIXED}\""),
+                &format!("\"{FIXED}\", \"{FIXED_V6}\""),
+            )
+            .replace(
+                if at {
+                    "listen = \"127.0.0.1:3129\""
+                } else {
+                    "listen = \"0.0.0.0:3129\""
+                },
+                &format!("listen = [\"{listen}\"]"),
+            )
+            .replace(
+                "[\"10.78.1.0/24\"]",
+                "[\"10.78.1.0/24\", \"fd78:0:0:1::/64\"]",
+            )
+            .replace(
+                &format!("\"{FAR}/32\""),
+                &format!("\"{FAR}\", \"{FAR_V6}\""),
+            )
+            .replace(
+                "mode = ",
+                "synthetic = [\"198.18.0.0/15\", \"fd00:198:18::/64\"]\nmode = ",
+            );
+        self.place.write(&text);
+        self.restart();
+        self.divert(&["--from", "fd78:0:0:1::/64"]);
     }
 
     pub(crate) fn config(&self) -> String {

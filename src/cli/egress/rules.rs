@@ -211,6 +211,9 @@ impl Arguments {
         } else {
             "# Tollgate's own connections begin on this machine and are not redirected.\n"
         };
+        if !self.from.is_empty() && self.from.iter().all(|net| matches!(net, IpNet::V4(_))) {
+            out += "# No IPv6 network is named with --from: what comes by IPv6 is neither redirected nor rejected.\n";
+        }
         if other_mode {
             out += "# This is not the mode that the configuration has: set `egress.transparent.mode` too.\n";
         }

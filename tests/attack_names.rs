@@ -197,6 +197,17 @@ fn strangers_learn_nothing_and_get_no_more_than_they_sent() {
         None,
         "nonsense of a stranger was answered"
     );
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket
+        .bind(&SocketAddr::from(([127, 0, 0, 3], 0)).into())
+        .unwrap();
+    socket.connect(&responder.at.into()).unwrap();
+    let mut tcp = TcpStream::from(socket);
+    tcp.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    assert!(
+        matches!(tcp.read(&mut [0; 1]), Ok(0)),
+        "a stranger may hold a session"
+    );
     let mut tcp = TcpStream::connect(responder.at).unwrap(); // from 127.0.0.1, who is a client
     tcp.set_read_timeout(Some(SOON)).unwrap();
     ask_by_stream(&mut tcp, &question(1, "db.customer.test", A));

@@ -56,6 +56,14 @@ impl Egress {
         let Ok(peer) = tcp.peer_addr().map(Peer::new) else {
             return; // gone before it was served
         };
+        let snapshot = self.live.load();
+        let exit = snapshot.egress.as_ref();
+        let transparent = exit.and_then(|exit| exit.transparent.clone());
+        drop(snapshot);
+        if transparent.is_none_or(|t| expected(&t.clients, peer).is_none()) {
+            // Who is no client may not hold a session by being silent.
+            return self.denied(listen, peer, "", Refusal::ClientDenied);
+        }
         tcp.set_nodelay(true).ok(); // a socket that cannot take an option is about to fail by itself
         loop {
             let heard = tokio::select! {

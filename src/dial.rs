@@ -40,7 +40,7 @@ use tokio::time::{sleep, timeout};
 use crate::audit::Admitted;
 use crate::config::typed::Egress;
 use crate::outcome::Refusal;
-use crate::policy::address::Checked;
+use crate::policy::address::{Checked, is_private};
 use crate::record::Ends;
 use crate::socket::fixed::{Failure, Source, Stage, is_here};
 use crate::telemetry::Metrics;
@@ -86,6 +86,14 @@ pub fn source(egress: &Egress) -> Source {
         v6: egress.fixed_v6,
         ports: egress.ports,
     }
+}
+
+/// How the outside sees connections, IPv4 and IPv6: as `advertised` says or, without a translation in between, from the
+/// fixed address. A private one is seen by nobody outside and told to nobody.
+pub fn seen_as(egress: &Egress) -> [Option<IpAddr>; 2] {
+    let v4 = egress.advertised_v4.or(egress.fixed_v4).map(IpAddr::V4);
+    let v6 = egress.advertised_v6.or(egress.fixed_v6).map(IpAddr::V6);
+    [v4, v6].map(|seen| seen.filter(|seen| !is_private(*seen)))
 }
 
 /// Whether every configured fixed address is on this machine; shows it in the metrics. Cheap: it binds and closes.

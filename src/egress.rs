@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 
 use crate::addr::{Host, Peer};
 use crate::audit::{Admitted, Journal};
+use crate::clock::Id;
 use crate::config::typed::OnFailure;
 use crate::dial;
 use crate::limit::{Limits, Slot};
@@ -26,6 +27,7 @@ use crate::socket::fixed::{Source, keep_alive};
 use crate::telemetry::{Metrics, Way};
 
 mod ask;
+mod dialects;
 mod ground;
 mod http_proxy;
 mod identify;
@@ -63,6 +65,8 @@ struct Judged {
     allowed: Allowed,
     checked: Checked,
     source: Source,
+    /// How the outside sees it, for the families that are dialled.
+    seen_as: [Option<IpAddr>; 2],
     dial_timeout: Duration,
     idle: Duration,
     on_failure: OnFailure,
@@ -113,7 +117,7 @@ impl Egress {
             return;
         };
         if !identify::is_expected(gate, peer) {
-            self.denied(listen, peer, "", Refusal::ClientDenied);
+            self.denied(listen, peer, None, "", Refusal::ClientDenied);
             return;
         }
         drop(snapshot);
@@ -135,7 +139,7 @@ impl Egress {
         };
         match (peeked, first) {
             (Ok(Ok(0) | Err(_)), _) => {}
-            (Err(_), _) => self.denied(listen, peer, "", Refusal::HandshakeTimeout),
+            (Err(_), _) => self.denied(listen, peer, None, "", Refusal::HandshakeTimeout),
             (_, [crate::wire::socks::VERSION_4 | crate::wire::socks::VERSION_5]) => {
                 socks::serve(&self, tcp, &session, listen, peer).await;
             }
@@ -150,7 +154,7 @@ impl Egress {
             Ok(judged) => judged,
             Err(refused) => {
                 let target = ask.destination.to_string();
-                self.denied(ask.listen, ask.peer, &target, refused.refusal);
+                self.denied(ask.listen, ask.peer, Some(ask.id), &target, refused.refusal);
                 reply.refuse(ask.id, refused, session).await;
                 return;
             }
@@ -188,14 +192,23 @@ impl Egress {
         let source = dial::source(egress);
         let families = families(source);
         let (dial_timeout, idle) = (egress.dial_timeout, egress.idle);
+        let seen_as = dial::seen_as(egress);
         let (on_failure, generation) = (snapshot.config.audit.on_failure, snapshot.generation);
         drop(snapshot);
         let found = find(slot, &allowed, &ground, families).await?;
         let checked = address::check(&allowed, &found, &ground.own, families)?;
+        let dialled = |seen: IpAddr| {
+            checked
+                .addresses()
+                .iter()
+                .any(|a| a.is_ipv4() == seen.is_ipv4())
+        };
+        let seen_as = seen_as.map(|seen| seen.filter(|seen| dialled(*seen)));
         Ok(Judged {
             allowed,
             checked,
             source,
+            seen_as,
             dial_timeout,
             idle,
             on_failure,
@@ -236,7 +249,8 @@ impl Egress {
         let dialled = match dialled {
             Ok(dialled) => dialled,
             Err(refusal) => {
-                let status = reply.refuse(ask.id, refusal.into(), session).await;
+                let refused = Refused::dialled_from(refusal, judged.seen_as);
+                let status = reply.refuse(ask.id, refused, session).await;
                 let outcome = Outcome::Failed(refusal);
                 return after(Carried { outcome, status }, None, &Flow::default());
             }
@@ -289,7 +303,14 @@ impl Egress {
     }
 
     /// Counts and records what was refused before it was admitted.
-    fn denied(&self, listener: SocketAddr, peer: Peer, target: &str, refusal: Refusal) {
+    fn denied(
+        &self,
+        listener: SocketAddr,
+        peer: Peer,
+        id: Option<Id>,
+        target: &str,
+        refusal: Refusal,
+    ) {
         self.metrics.refused(Way::Egress, refusal);
         self.metrics
             .unanswered(listener, peer.socket().ip(), refusal);
@@ -298,6 +319,7 @@ impl Egress {
             listener,
             client: peer.socket().ip(),
             refusal,
+            id,
             target,
         });
     }

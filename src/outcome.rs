@@ -101,7 +101,7 @@ macro_rules! refusals {
 refusals! {
     /// Every address that the name resolved to is special-purpose, private or our own.
     AddressDenied = "address_denied", Policy, 403, 2, "destination_ip_prohibited",
-        "the name resolves only to addresses that may not be dialled; allow them with `addresses` in an egress policy";
+        "destination not allowed: its address is special-purpose, private or our own; a rule can allow it with `addresses`";
     /// The BEFORE record could not be made durable in time.
     AuditUnavailable = "audit_unavailable", Us, 503, 1, "proxy_internal_error",
         "the request could not be recorded, so it was not forwarded; try again";
@@ -128,7 +128,7 @@ refusals! {
         "the destination broke off, or does not speak HTTP";
     /// No policy allows this destination or port.
     DestinationDenied = "destination_denied", Policy, 403, 2, "http_request_denied",
-        "no egress policy allows this destination; ask the operator to add it";
+        "destination not allowed: no egress policy names it; ask the operator to add it";
     /// The destination refused the connection.
     DialRefused = "dial_refused", Remote, 502, 5, "connection_refused",
         "the destination refused the connection; check its port and firewall";

@@ -7,6 +7,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use crate::addr::{Destination, Peer};
+use crate::clock::Id;
 use crate::outcome::{Outcome, Refusal};
 use crate::telemetry::Way;
 
@@ -95,7 +96,9 @@ pub struct Denied<'a> {
     pub listener: SocketAddr,
     pub client: IpAddr,
     pub refusal: Refusal,
-    /// Host of a request, destination of a dial, empty if not known yet. Not part of what makes denials equal.
+    /// What the client was told as the request id, if it was. Not part of what makes denials equal, nor is `target`.
+    pub id: Option<Id>,
+    /// Host of a request, destination of a dial, empty if not known yet.
     pub target: &'a str,
 }
 

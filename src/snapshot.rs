@@ -93,6 +93,7 @@ pub struct Forward {
     pub listen: SocketAddr,
     pub from: PrefixSet,
     pub to: crate::addr::Destination,
+    pub protocol: typed::Protocol,
     /// Allows `to`, and the addresses given beside it.
     pub destinations: Destinations,
     pub quotas: Vec<Quota>,
@@ -325,6 +326,7 @@ fn forward(config: &Config, forward: &typed::Forward) -> Forward {
         listen: forward.listen,
         from: set(&forward.from),
         to: forward.to.clone(),
+        protocol: forward.protocol,
         destinations: Destinations::only(&forward.name, &forward.to, &forward.addresses),
         quotas: quotas(config, &forward.limits),
     }

@@ -153,16 +153,23 @@ fn whatever_is_sent_it_goes_on() {
     }
     // An answer must never be answered, or two servers would go on for ever.
     let quiet = responder.socket([127, 0, 0, 1]);
-    let mut reply = good.clone();
-    reply[2] |= 0x80;
-    quiet.send(&reply).unwrap();
-    quiet.send(&good).unwrap();
-    let answer = receive(&quiet).unwrap();
-    address(&answer);
     quiet
-        .set_read_timeout(Some(Duration::from_millis(200)))
+        .set_read_timeout(Some(Duration::from_millis(500)))
         .unwrap();
-    assert_eq!(receive(&quiet), None, "an answer was answered");
+    let mut reply = question(2, "db.customer.test", A);
+    reply[2] |= 0x80;
+    // What comes in the middle of the flood may be dropped, so it is asked again.
+    let answer = eventually("an answer", SOON, || {
+        quiet.send(&reply).unwrap();
+        quiet.send(&good).unwrap();
+        receive(&quiet)
+    });
+    address(&answer);
+    let more = std::iter::from_fn(|| receive(&quiet)).chain([answer]);
+    assert!(
+        more.into_iter().all(|a| a[..2] == [0, 1]),
+        "an answer was answered"
+    );
     let first = receive(&socket).unwrap();
     assert_eq!(code(&first), MALFORMED);
     let grown = responder.gate.memory_peak() - before;

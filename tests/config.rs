@@ -775,8 +775,6 @@ tls.client_auth = {}
 
 /// The same within an egress.
 const LATER_EGRESS: &str = r#"
-advertised = []
-# egress.advertised | leave it out; only `fixed` has an effect
 
 inject = []
 # egress.inject | leave it out; the platform sends its own credentials
@@ -977,23 +975,29 @@ fixed = []
 # fixed | `fixed` is empty | add `fixed = ["203.0.113.7"]` with an address of this machine
 
 fixed = ['192.0.2.1', '192.0.2.2']
-# fixed[1] | a second fixed address of this family | keep one IPv4 and one IPv6 address at most: all traffic leaves from it
+# fixed[1] | a second address of this family | keep one IPv4 and one IPv6 address at most: all traffic leaves from it
 
 fixed = '192.0.2.0/24'
-# fixed | "192.0.2.0/24" is not an address | write an address of this machine, without port and prefix, as in "203.0.113.7"
+# fixed | "192.0.2.0/24" is not an address | write one address, without port and prefix, as in "203.0.113.7"
 
 fixed = '0.0.0.0'
-# fixed | 0.0.0.0 cannot be a source address | write an address of this machine, without port and prefix, as in "203.0.113.7"
+# fixed | 0.0.0.0 cannot be a source address | write one address, without port and prefix, as in "203.0.113.7"
 
 fixed = 'fe80::1'
-# fixed | fe80::1 cannot be a source address | write an address of this machine, without port and prefix, as in "203.0.113.7"
+# fixed | fe80::1 cannot be a source address | write one address, without port and prefix, as in "203.0.113.7"
 
 fixed = '224.0.0.1'
-# fixed | 224.0.0.1 cannot be a source address | write an address of this machine, without port and prefix, as in "203.0.113.7"
+# fixed | 224.0.0.1 cannot be a source address | write one address, without port and prefix, as in "203.0.113.7"
 "#;
 
 /// What may stand in an egress beside them.
 const EGRESS_MORE: &str = r#"
+advertised = '2001:db8::7'
+# advertised | an address of a family that has none in `fixed` | remove it, or add the address of this machine that is seen so to `fixed`
+
+advertised = ['203.0.113.7', '203.0.113.8']
+# advertised[1] | a second address of this family | keep one IPv4 and one IPv6 address at most: all traffic leaves from it
+
 ports = '2000-1000'
 # ports | not a range of ports | write two ports from 1 to 65535, the lower first, as in "8000-8100"
 
@@ -1038,6 +1042,9 @@ forward = { listen = '127.0.0.1:1', to = 'db.example' }
 
 forward = { listen = '127.0.0.1:1', to = 'postgres://db.example:5432' }
 # forward.to | "postgres://db.example:5432" is a URL | write host and port alone, as in "db.example.com:5432"
+
+forward = { listen = '127.0.0.1:1', to = 'db.example:1', protocol = 'oracle' }
+# forward.protocol | unknown value "oracle" | choose "mongodb" or "mysql" or "none" or "postgres" or "redis" or "sqlserver" or "tls"
 
 forward = { listen = '127.0.0.1:1', to = 'db.example:1', from = '::/0' }
 # forward.from | everybody could use this data source | name those who need it, as in `from = ["10.0.3.0/24"]`

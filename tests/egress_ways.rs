@@ -19,7 +19,7 @@ use tollgate::addr::{Destination, Host};
 use tollgate::audit::Journal;
 use tollgate::config::typed::{
     Action, Config, DestinationPattern, Egress as EgressConfig, EgressClient, EgressListener,
-    Forward, Password, PolicyRule,
+    Forward, Password, PolicyRule, Protocol,
 };
 use tollgate::egress::{Egress, Names};
 use tollgate::limit::Limits;
@@ -201,6 +201,8 @@ fn config([gate, forward]: [SocketAddr; 2], plan: &Plan) -> Config {
     config.egress = Some(EgressConfig {
         fixed_v4: Some(plan.fixed),
         fixed_v6: None,
+        advertised_v4: None,
+        advertised_v6: None,
         ports: None,
         resolvers: plan.resolvers.clone(),
         dial_timeout: plan.dial_timeout,
@@ -221,6 +223,7 @@ fn config([gate, forward]: [SocketAddr; 2], plan: &Plan) -> Config {
             name: "db".into(),
             listen: forward,
             to: plan.forward_to.clone(),
+            protocol: Protocol::None,
             limits: vec![],
             from: vec![plan.forward_from.parse().unwrap()],
             addresses: vec!["127.0.0.0/8".parse().unwrap()],
@@ -368,7 +371,7 @@ async fn a_refused_connect_is_one_whole_answer_and_nothing_behind_it_counts() {
         .expect("an end")
         .expect("an end, not a reset");
     let answer = String::from_utf8(answer).unwrap();
-    assert!(answer.starts_with("HTTP/1.1 403 Forbidden\r\n"), "{answer}");
+    assert!(answer.starts_with("HTTP/1.1 403 egress: "), "{answer}");
     assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{answer}");
     assert!(
         answer.contains("content-type: application/problem+json\r\n"),

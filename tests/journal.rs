@@ -155,6 +155,7 @@ async fn denials_and_events_are_written_without_waiting() {
             listener: HERE,
             client: HERE.ip(),
             refusal: Refusal::ClientDenied,
+            id: None,
             target: "tools.example.com",
         });
     }

@@ -104,6 +104,7 @@ mod tests {
             listener: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 443),
             client,
             refusal: Refusal::ClientDenied,
+            id: None,
             target: "",
         }
     }

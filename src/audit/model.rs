@@ -77,6 +77,7 @@ fn denied(client: IpAddr) -> Denied<'static> {
         listener: HERE,
         client,
         refusal: Refusal::ClientDenied,
+        id: None,
         target: "",
     }
 }

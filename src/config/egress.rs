@@ -13,7 +13,7 @@ use super::gate;
 use super::ingress;
 use super::raw::{Table, Value};
 use super::sets::Sets;
-use super::typed::{Action, Egress, Forward, PolicyRule};
+use super::typed::{Action, Egress, Forward, PolicyRule, Protocol};
 use super::{transparent, units};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -24,11 +24,22 @@ const DEFAULT_DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 const DEFAULT_IDLE: Duration = HOUR;
 /// Ports to dial from; fewer would be used up by the waiting time of closed connections.
 const PORTS_MIN: u16 = 1024;
+const PROTOCOLS: [(&str, Protocol); 7] = [
+    ("mongodb", Protocol::Mongodb),
+    ("mysql", Protocol::Mysql),
+    ("none", Protocol::None),
+    ("postgres", Protocol::Postgres),
+    ("redis", Protocol::Redis),
+    ("sqlserver", Protocol::Sqlserver),
+    ("tls", Protocol::Tls),
+];
 
 /// `[egress]`
 pub(super) fn egress(table: &Table<'_>, sets: &Sets, limits: &[&str], folder: &Path) -> Egress {
     not_yet(table);
-    let (fixed_v4, fixed_v6) = fixed(table);
+    let mend = r#"add `fixed = ["203.0.113.7"]` with an address of this machine"#;
+    let (fixed_v4, fixed_v6) = pair(&table.some("fixed", mend));
+    let (advertised_v4, advertised_v6) = advertised(table, fixed_v4, fixed_v6);
     let mut listeners = Vec::new();
     for value in table.list("listener") {
         listeners.extend(
@@ -70,6 +81,8 @@ pub(super) fn egress(table: &Table<'_>, sets: &Sets, limits: &[&str], folder: &P
     Egress {
         fixed_v4,
         fixed_v6,
+        advertised_v4,
+        advertised_v6,
         ports: ports(table),
         resolvers,
         dial_timeout: table.duration("dial_timeout", SECOND..=MINUTE, DEFAULT_DIAL_TIMEOUT),
@@ -89,7 +102,6 @@ fn names_no_door(table: &Table<'_>) -> bool {
 }
 
 fn not_yet(table: &Table<'_>) {
-    table.not_yet("advertised", "leave it out; only `fixed` has an effect");
     table.not_yet(
         "inject",
         "leave it out; the platform sends its own credentials",
@@ -100,10 +112,28 @@ fn not_yet(table: &Table<'_>) {
     );
 }
 
-fn fixed(table: &Table<'_>) -> (Option<Ipv4Addr>, Option<Ipv6Addr>) {
+/// How the outside sees the fixed addresses.
+fn advertised(
+    table: &Table<'_>,
+    fixed_v4: Option<Ipv4Addr>,
+    fixed_v6: Option<Ipv6Addr>,
+) -> (Option<Ipv4Addr>, Option<Ipv6Addr>) {
+    let Some(value) = table.value("advertised") else {
+        return (None, None);
+    };
+    let (v4, v6) = pair(&value.list());
+    if (v4.is_some() && fixed_v4.is_none()) || (v6.is_some() && fixed_v6.is_none()) {
+        value.wrong(
+            "an address of a family that has none in `fixed`",
+            "remove it, or add the address of this machine that is seen so to `fixed`",
+        );
+    }
+    (v4, v6)
+}
+
+/// At most one address of each family.
+fn pair(list: &[Value<'_>]) -> (Option<Ipv4Addr>, Option<Ipv6Addr>) {
     let (mut v4, mut v6) = (None, None);
-    let mend = r#"add `fixed = ["203.0.113.7"]` with an address of this machine"#;
-    let list = table.some("fixed", mend);
     for item in list {
         let Some(address) = item.parsed(source_address) else {
             continue;
@@ -114,7 +144,7 @@ fn fixed(table: &Table<'_>) -> (Option<Ipv4Addr>, Option<Ipv6Addr>) {
         };
         if taken {
             item.wrong(
-                "a second fixed address of this family",
+                "a second address of this family",
                 "keep one IPv4 and one IPv6 address at most: all traffic leaves from it",
             );
         }
@@ -123,7 +153,7 @@ fn fixed(table: &Table<'_>) -> (Option<Ipv4Addr>, Option<Ipv6Addr>) {
 }
 
 fn source_address(text: &str) -> units::Read<IpAddr> {
-    let mend = r#"write an address of this machine, without port and prefix, as in "203.0.113.7""#;
+    let mend = r#"write one address, without port and prefix, as in "203.0.113.7""#;
     let Ok(address) = text.parse::<IpAddr>() else {
         return Err((format!("{text:?} is not an address"), mend.to_owned()));
     };
@@ -169,6 +199,10 @@ fn forward(table: &Table<'_>, sets: &Sets, limits: &[&str]) -> Option<Forward> {
             None
         }
     };
+    let usual = to
+        .as_ref()
+        .map_or(Protocol::None, |to| Protocol::usual(to.port));
+    let protocol = table.word("protocol", &PROTOCOLS, usual);
     let called = table.value("name").map(|v| gate::name(&v));
     let from = match table.value("from") {
         None => gate::loopback(),
@@ -191,6 +225,7 @@ fn forward(table: &Table<'_>, sets: &Sets, limits: &[&str]) -> Option<Forward> {
         },
         listen: listen?,
         to,
+        protocol,
         from,
         addresses,
         limits,

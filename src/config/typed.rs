@@ -4,15 +4,22 @@
 //! they stand for or are known to exist. It is never exposed in the file's own form.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 
 use crate::addr::{Destination, Host};
 
 use super::remark::Source;
+
+mod egress;
+
+pub use egress::{
+    Action, DestinationPattern, Diversion, Egress, EgressClient, EgressListener, Forward,
+    ForwardTo, Password, PolicyRule, Protocol, Synthetic, Transparent,
+};
 
 /// One whole configuration.
 #[derive(Debug)]
@@ -46,26 +53,7 @@ impl Config {
                 listens.extend(keyed.map(|(n, a)| (format!("ingress[{at}].{name}[{n}]"), *a)));
             }
         }
-        if let Some(egress) = &self.egress {
-            for (at, listener) in egress.listeners.iter().enumerate() {
-                listens.push((format!("egress.listener[{at}].listen"), listener.listen));
-            }
-            for (at, forward) in egress.forwards.iter().enumerate() {
-                listens.push((format!("egress.forward[{at}].listen"), forward.listen));
-            }
-            if let Some(transparent) = &egress.transparent {
-                let lists = [
-                    ("listen", &transparent.listen),
-                    ("dns_listen", &transparent.dns_listen),
-                ];
-                for (name, list) in lists {
-                    let keyed = list.iter().enumerate();
-                    listens.extend(
-                        keyed.map(|(n, a)| (format!("egress.transparent.{name}[{n}]"), *a)),
-                    );
-                }
-            }
-        }
+        listens.extend(self.egress.iter().flat_map(Egress::listens));
         listens
     }
 }
@@ -217,162 +205,4 @@ pub struct Upstream {
     /// Idle connections kept, per worker.
     pub max_idle: usize,
     pub connect_timeout: Duration,
-}
-
-/// `[egress]`
-#[derive(Debug)]
-pub struct Egress {
-    pub fixed_v4: Option<Ipv4Addr>,
-    pub fixed_v6: Option<Ipv6Addr>,
-    /// Local ports to dial from, inclusive; `None`: the system's range.
-    pub ports: Option<(u16, u16)>,
-    /// Name servers; empty: those of `/etc/resolv.conf`, without its search domains.
-    pub resolvers: Vec<SocketAddr>,
-    pub dial_timeout: Duration,
-    /// Without a byte either way.
-    pub idle: Duration,
-    pub listeners: Vec<EgressListener>,
-    pub forwards: Vec<Forward>,
-    pub transparent: Option<Transparent>,
-    /// Empty: every public destination is allowed. Otherwise the first rule that matches decides, and none means deny.
-    pub policy: Vec<PolicyRule>,
-}
-
-/// `[[egress.listener]]`
-#[derive(Debug)]
-pub struct EgressListener {
-    pub listen: SocketAddr,
-    pub http: bool,
-    pub socks5: bool,
-    /// At least one.
-    pub clients: Vec<EgressClient>,
-    /// Names in [`Config::limits`].
-    pub limits: Vec<String>,
-}
-
-/// Who may use an egress listener. The first whose `from` holds the peer and whose password is right is the client.
-#[derive(Debug)]
-pub struct EgressClient {
-    pub name: String,
-    pub from: Vec<IpNet>,
-    /// Basic or SOCKS5 password; the user is `name`. `None`: the address is enough.
-    pub password: Option<Password>,
-}
-
-/// A password that does not show itself.
-#[derive(Clone, Eq, PartialEq)]
-pub struct Password(pub Box<[u8]>);
-
-impl std::fmt::Debug for Password {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Password(..)")
-    }
-}
-
-/// `[[egress.forward]]`; allows its own destination.
-#[derive(Debug)]
-pub struct Forward {
-    pub name: String,
-    pub listen: SocketAddr,
-    pub to: Destination,
-    /// Who may connect; loopback by default.
-    pub from: Vec<IpNet>,
-    /// Special-purpose addresses that `to` may nevertheless resolve to.
-    pub addresses: Vec<IpNet>,
-    /// Names in [`Config::limits`].
-    pub limits: Vec<String>,
-}
-
-/// `[egress.transparent]`
-#[derive(Debug)]
-pub struct Transparent {
-    /// At least one.
-    pub listen: Vec<SocketAddr>,
-    pub mode: Diversion,
-    /// At least one; UDP and TCP.
-    pub dns_listen: Vec<SocketAddr>,
-    pub synthetic: Synthetic,
-    /// At least one; none of them has a password.
-    pub clients: Vec<EgressClient>,
-    /// How long a client may remember a synthetic address.
-    pub ttl: Duration,
-    /// Names in [`Config::limits`], for connections.
-    pub limits: Vec<String>,
-    /// Names in [`Config::limits`], for questions.
-    pub dns_limits: Vec<String>,
-    pub forward_to: Option<ForwardTo>,
-}
-
-/// How the firewall brings connections that were meant for somebody else.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Diversion {
-    /// It rewrites the destination, and tells the original one on request.
-    Redirect,
-    /// It leaves the destination as it is; the listener takes connections to any address, which needs a privilege.
-    Tproxy,
-}
-
-/// Where synthetic addresses are taken from.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Synthetic {
-    pub v4: Ipv4Net,
-    pub v6: Option<Ipv6Net>,
-}
-
-impl Synthetic {
-    /// The blocks.
-    pub fn nets(&self) -> impl Iterator<Item = IpNet> {
-        let v6 = self.v6.map(IpNet::V6);
-        [IpNet::V4(self.v4)].into_iter().chain(v6)
-    }
-
-    /// Whether `address` is one of them, handed out or not.
-    pub fn contains(&self, address: IpAddr) -> bool {
-        match address.to_canonical() {
-            IpAddr::V4(v4) => self.v4.contains(&v4),
-            IpAddr::V6(v6) => self.v6.is_some_and(|net| net.contains(&v6)),
-        }
-    }
-}
-
-/// `egress.transparent.forward_to`: names that somebody else answers for.
-#[derive(Debug)]
-pub struct ForwardTo {
-    pub names: Vec<HostPattern>,
-    /// At least one; asked in turn.
-    pub servers: Vec<SocketAddr>,
-}
-
-/// `[[egress.policy]]`
-#[derive(Clone, Debug)]
-pub struct PolicyRule {
-    pub name: String,
-    /// Names of egress clients; empty: all.
-    pub clients: Vec<String>,
-    pub destinations: Vec<DestinationPattern>,
-    /// Inclusive ranges; empty: every port but 25.
-    pub ports: Vec<(u16, u16)>,
-    /// Special-purpose addresses that the destinations may nevertheless resolve to.
-    pub addresses: Vec<IpNet>,
-    pub action: Action,
-}
-
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Action {
-    Allow,
-    Deny,
-    /// Allowed, and recorded as what would have been denied.
-    Report,
-}
-
-/// What an egress rule matches: a name, everything below a name, any name, or addresses.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum DestinationPattern {
-    /// `*`
-    Any,
-    /// `*.example.com`
-    Below(Box<str>),
-    Exact(Host),
-    /// Literal addresses within a CIDR.
-    Net(IpNet),
 }

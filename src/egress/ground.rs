@@ -88,7 +88,7 @@ fn resolver(config: &Config) -> Option<Arc<Resolver>> {
     }
 }
 
-/// `local`, the fixed addresses and all addresses that we listen on; the doors of egress and administration.
+/// `local`, the fixed and advertised addresses and all that we listen on; the doors of egress and administration.
 fn own(config: &Config, local: HashSet<IpAddr>) -> Own {
     let doors = match &config.egress {
         Some(egress) => doors(egress).chain([config.admin.listen]).collect(),
@@ -100,8 +100,9 @@ fn own(config: &Config, local: HashSet<IpAddr>) -> Own {
         .flat_map(|i| i.listen.iter().chain(&i.redirect_http));
     let listening = entrances.chain(&doors).map(|socket| socket.ip());
     let fixed = config.egress.iter().flat_map(|egress| {
-        let v4 = egress.fixed_v4.map(IpAddr::V4);
-        v4.into_iter().chain(egress.fixed_v6.map(IpAddr::V6))
+        let v4 = [egress.fixed_v4, egress.advertised_v4].map(|a| a.map(IpAddr::V4));
+        let v6 = [egress.fixed_v6, egress.advertised_v6].map(|a| a.map(IpAddr::V6));
+        v4.into_iter().chain(v6).flatten()
     });
     let addresses = listening
         .filter(|ip| !ip.is_unspecified())

@@ -114,7 +114,8 @@ impl Client {
             Ok(ask) => ask,
             Err(refusal) => {
                 let target = request.uri().authority().map_or("", |a| a.as_str());
-                self.egress.denied(self.listen, self.peer, target, refusal);
+                self.egress
+                    .denied(self.listen, self.peer, Some(id), target, refusal);
                 if request.method() == Method::CONNECT {
                     close(hyper::upgrade::on(&mut request), &self.session);
                 }
@@ -164,7 +165,8 @@ impl Client {
         } else {
             return; // the client went away, or has been idle
         };
-        self.egress.denied(self.listen, self.peer, "", refusal);
+        self.egress
+            .denied(self.listen, self.peer, None, "", refusal);
     }
 }
 

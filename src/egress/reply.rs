@@ -40,7 +40,7 @@ impl Reply {
         match self {
             Self::Connect(tunnel) => tunnel.refuse(id, refused, session),
             Self::Http(exchange) => exchange.refuse(id, refused),
-            Self::Forward(caller) => caller.refuse(),
+            Self::Forward(caller) => caller.refuse(id, refused, session),
             Self::Socks5(caller) => caller.refuse(refused.refusal, session).await,
         }
     }

@@ -62,7 +62,7 @@ impl Egress {
         drop(snapshot);
         if transparent.is_none_or(|t| expected(&t.clients, peer).is_none()) {
             // Who is no client may not hold a session by being silent.
-            return self.denied(listen, peer, "", Refusal::ClientDenied);
+            return self.denied(listen, peer, None, "", Refusal::ClientDenied);
         }
         tcp.set_nodelay(true).ok(); // a socket that cannot take an option is about to fail by itself
         loop {
@@ -102,7 +102,7 @@ impl Egress {
             Ok(question) => question,
             Err(unfit) => {
                 self.metrics.questions.count(Answered::Malformed);
-                self.denied(listen, peer, "", Refusal::Malformed);
+                self.denied(listen, peer, None, "", Refusal::Malformed);
                 return match unfit {
                     Unfit::Silence => None,
                     // Whoever is no client may not know that anybody listens here.
@@ -130,7 +130,13 @@ impl Egress {
             Verdict::Deny(refusal) => {
                 let (answered, code) = denial(refusal);
                 self.metrics.questions.count(answered);
-                self.denied(listen, peer, question.name().unwrap_or_default(), refusal);
+                self.denied(
+                    listen,
+                    peer,
+                    None,
+                    question.name().unwrap_or_default(),
+                    refusal,
+                );
                 Some(question.no(code))
             }
         }

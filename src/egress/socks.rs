@@ -56,7 +56,7 @@ pub(super) async fn serve(
             says: Vec::new(),
         },
     };
-    egress.denied(listen, peer, "", rejected.refusal);
+    egress.denied(listen, peer, None, "", rejected.refusal);
     last_words(caller.tcp, &rejected.says, session).await;
 }
 

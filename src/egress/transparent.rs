@@ -2,7 +2,7 @@
 //!
 //! The address that a connection was meant for says which name the client had looked up, if it is synthetic;
 //! otherwise it is the destination itself, and judged as an address. Not a byte is waited for: some servers speak
-//! first. A connection that nobody redirected is closed.
+//! first. A connection that nobody redirected is closed; a refusal is told in what is usually spoken at the port.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,8 +15,8 @@ use super::names::InUse;
 use super::{Ask, Door, Egress, Reply};
 use crate::addr::{Destination, Host, Peer};
 use crate::clock::Id;
+use crate::config::typed::Protocol;
 use crate::outcome::Refusal;
-use crate::relay::reset;
 use crate::sessions::Session;
 use crate::snapshot::{Snapshot, Transparent};
 use crate::socket;
@@ -33,28 +33,35 @@ pub(super) async fn serve(
     let Ok(meant) = meant.map(|m| SocketAddr::new(m.ip().to_canonical(), m.port())) else {
         return; // gone before it was served
     };
+    let caller = Caller::new(tcp, Protocol::usual(meant.port()));
     let found = match expected(&transparent.clients, peer) {
         None => Err(Refusal::ClientDenied),
         Some(client) => wanted(egress, &snapshot, &transparent, meant)
             .map(|(destination, in_use)| (Arc::clone(client), destination, in_use)),
     };
     drop((snapshot, transparent));
+    let id = Id::new();
     let (client, destination, in_use) = match found {
         Ok(found) => found,
         Err(refusal) => {
-            egress.denied(listen, peer, &meant.to_string(), refusal);
-            return reset(&tcp);
+            egress.denied(listen, peer, Some(id), &meant.to_string(), refusal);
+            if refusal == Refusal::SyntheticUnknown {
+                caller.refuse(id, refusal.into(), session);
+            } else {
+                caller.reset(); // no client of ours
+            }
+            return;
         }
     };
     let ask = Ask {
-        id: Id::new(),
+        id,
         listen,
         peer,
         client,
         door: Door::Transparent,
         destination,
     };
-    let reply = Reply::Forward(Caller::new(tcp));
+    let reply = Reply::Forward(caller);
     egress.pass(ask, session, reply).await;
     drop(in_use);
 }

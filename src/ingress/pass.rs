@@ -140,6 +140,7 @@ impl Ingress {
             listener,
             client,
             refusal,
+            id: None,
             target,
         });
     }

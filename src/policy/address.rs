@@ -149,6 +149,17 @@ pub fn is_public(address: IpAddr) -> bool {
     }
 }
 
+/// Whether `address` means something only within one organisation or machine: private, shared, loopback or link-local.
+pub fn is_private(address: IpAddr) -> bool {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => {
+            let shared = matches!(v4.octets(), [100, 64..=127, ..]);
+            v4.is_private() || v4.is_loopback() || v4.is_link_local() || shared
+        }
+        IpAddr::V6(v6) => v6.is_loopback() || v6.is_unique_local() || v6.is_unicast_link_local(),
+    }
+}
+
 /// Global unicast is 2000::/3 (RFC 4291 section 2.4); all that lies outside is special but for NAT64, which is
 /// what the IPv4 address inside it is.
 fn is_public_v6(address: Ipv6Addr) -> bool {

@@ -124,6 +124,9 @@ impl Denied<'_> {
         fields.shown("listener", self.listener);
         fields.shown("client", self.client);
         reason(self.refusal, &mut fields);
+        if let Some(id) = self.id {
+            fields.word("id", id.encode(&mut [0; 36]));
+        }
         if !self.target.is_empty() {
             let target = without_userinfo(self.target);
             fields.text("target", target, TARGET_BYTES_MAX);

@@ -10,6 +10,8 @@ pub(crate) enum Answer {
     Addresses(Vec<IpAddr>),
     /// The same, after a while.
     Late(Duration, Vec<IpAddr>),
+    /// Another name, and no address of it.
+    Alias(String),
     NoSuchName,
     /// Type and data of each.
     Records(Vec<(u16, Vec<u8>)>),
@@ -24,6 +26,7 @@ pub(crate) struct Dns {
 }
 
 const TYPE_A: u16 = 1;
+const TYPE_CNAME: u16 = 5;
 const TYPE_AAAA: u16 = 28;
 
 impl Dns {
@@ -101,32 +104,44 @@ fn question(query: &[u8]) -> Option<(String, u16, usize)> {
     Some((labels.join("."), kind, at + 4))
 }
 
+fn of_kind(kind: u16, list: Vec<IpAddr>) -> Vec<(u16, Vec<u8>)> {
+    let data = list.into_iter().filter_map(|address| match address {
+        IpAddr::V4(v4) if kind == TYPE_A => Some((kind, v4.octets().to_vec())),
+        IpAddr::V6(v6) if kind == TYPE_AAAA => Some((kind, v6.octets().to_vec())),
+        _ => None,
+    });
+    data.collect()
+}
+
+fn wire_name(name: &str) -> Vec<u8> {
+    let mut out = Vec::new();
+    for label in name.split('.') {
+        out.push(u8::try_from(label.len()).expect("a short label"));
+        out.extend(label.as_bytes());
+    }
+    out.push(0);
+    out
+}
+
 /// The question again, and the answer records after it.
 fn reply(query: &[u8], kind: u16, answer: Answer) -> Option<Vec<u8>> {
     let (code, list) = match answer {
         Answer::Silence => return None,
-        Answer::Records(list) => return with(query, kind, 0, list),
+        Answer::Records(mut list) => {
+            list.retain(|(other, _)| *other == kind);
+            (0, list)
+        }
         Answer::NoSuchName => (3, Vec::new()),
         Answer::ServerFailure => (2, Vec::new()),
-        Answer::Addresses(list) | Answer::Late(_, list) => (0, list),
+        Answer::Alias(to) => (0, vec![(TYPE_CNAME, wire_name(&to))]),
+        Answer::Addresses(list) | Answer::Late(_, list) => (0, of_kind(kind, list)),
     };
-    let list = list.into_iter().map(|address| match address {
-        IpAddr::V4(v4) => (TYPE_A, v4.octets().to_vec()),
-        IpAddr::V6(v6) => (TYPE_AAAA, v6.octets().to_vec()),
-    });
-    with(query, kind, code, list.collect())
-}
-
-/// The records of the type that was asked for.
-fn with(query: &[u8], kind: u16, code: u8, list: Vec<(u16, Vec<u8>)>) -> Option<Vec<u8>> {
-    let data = list.into_iter().filter(|(other, _)| *other == kind);
-    let data: Vec<Vec<u8>> = data.map(|(_, data)| data).collect();
     let mut reply = query.to_vec();
     reply[2] = 0x85; // an authoritative response, recursion desired
     reply[3] = 0x80 | code;
-    reply[6..8].copy_from_slice(&u16::try_from(data.len()).ok()?.to_be_bytes());
+    reply[6..8].copy_from_slice(&u16::try_from(list.len()).ok()?.to_be_bytes());
     reply[8..12].fill(0);
-    for octets in data {
+    for (kind, octets) in list {
         reply.extend([0xc0, 12]); // the name of the question
         reply.extend(kind.to_be_bytes());
         reply.extend([0, 1, 0, 0, 0, 0]); // class IN, to be forgotten at once

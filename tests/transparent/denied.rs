@@ -314,3 +314,28 @@ fn a_synthetic_address_means_the_same_after_a_restart() {
         world.stop();
     });
 }
+
+/// The application shows the reason, and the log has the same request id.
+#[test]
+#[ignore = "needs PostgreSQL's client, nftables and root; run by tests/run"]
+fn a_driver_is_told_why_in_its_own_protocol() {
+    within(Placement::Behind, |world| {
+        for (host, reason) in [
+            ("host=inside.customer.test", "address_denied"),
+            ("hostaddr=198.18.7.7", "synthetic_unknown"),
+        ] {
+            let target = format!("{host} port=5432 user=u sslmode=disable connect_timeout=20");
+            let done = run(world.app("psql").args([&target, "-c", "select 1"]));
+            assert!(done.stderr.contains("egress: "), "{done:?}");
+            let (_, rest) = done.stderr.split_once("request id ").expect(&done.stderr);
+            let (id, _) = rest.split_once(')').expect(&done.stderr);
+            eventually(reason, QUICK, || {
+                let log = Log::read(&world.place.state());
+                let denied = log.kind("denied").find(|r| r["id"] == id)?;
+                assert_eq!(denied["reason"], reason, "{denied}");
+                Some(())
+            });
+        }
+        world.stop();
+    });
+}

@@ -449,6 +449,19 @@ mod tests {
     }
 
     #[test]
+    fn a_synthetic_address_is_never_dialled_whatever_a_rule_says() {
+        let own = Own {
+            synthetic: ["198.18.0.0/15".parse().unwrap()].into_iter().collect(),
+            ..Own::default()
+        };
+        let name = allowed("a.example.com:1", &["198.18.0.0/15", "198.18.0.9/32"], None);
+        for (own, passes) in [(own, false), (Own::default(), true)] {
+            let checked = check(&name, &[ip("198.18.0.9")], &own, BOTH);
+            assert_eq!(checked.is_ok(), passes);
+        }
+    }
+
+    #[test]
     fn a_network_around_our_own_address_does_not_name_it() {
         let own = Own {
             addresses: ["10.0.0.9", "127.0.0.1"].map(ip).into(),

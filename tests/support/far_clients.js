@@ -12,6 +12,73 @@ const clients = {
     return response.text();
   },
 
+  async got() {
+    return require('got')(`https://${name}:${port}/`, { https: { certificateAuthority: ca } }).text();
+  },
+
+  async axios() {
+    const httpsAgent = new (require('https').Agent)({ ca });
+    return (await require('axios').get(`https://${name}:${port}/`, { httpsAgent })).data;
+  },
+
+  async s3() {
+    const { S3Client, GetObjectCommand } = require('@aws-sdk/client-s3');
+    const client = new S3Client({
+      endpoint: `https://${name}:${port}`, forcePathStyle: true, region: 'eu-central-1',
+      credentials: { accessKeyId: 'id', secretAccessKey: 'key' },
+    });
+    return (await client.send(new GetObjectCommand({ Bucket: 'bucket', Key: 'key' }))).Body.transformToString();
+  },
+
+  async pg() {
+    const client = new (require('pg').Client)({
+      host: name, port: Number(port), user: 'postgres', database: 'postgres', ssl: { ca },
+    });
+    await client.connect();
+    const { rows } = await client.query('select host(inet_client_addr()) as seen');
+    await client.end();
+    return rows[0].seen;
+  },
+
+  async mysql2() {
+    const options = { host: name, port: Number(port), user: 'app', ssl: { ca, verifyIdentity: true } };
+    const connection = await require('mysql2/promise').createConnection(options);
+    const [rows] = await connection.query('select user() as who');
+    await connection.end();
+    return rows[0].who.split('@')[1];
+  },
+
+  async mariadb() {
+    const options = { host: name, port: Number(port), user: 'app', ssl: { ca } };
+    const connection = await require('mariadb').createConnection(options);
+    const rows = await connection.query('select user() as who');
+    await connection.end();
+    return rows[0].who.split('@')[1];
+  },
+
+  async ioredis() {
+    const client = new (require('ioredis'))({ host: name, port: Number(port), tls: { ca }, maxRetriesPerRequest: 1 });
+    const info = await client.client('INFO');
+    client.disconnect();
+    return / addr=(.*?):\d+ /.exec(info)[1];
+  },
+
+  async smtp() {
+    const transport = require('nodemailer').createTransport({
+      host: name, port: Number(port), secure: true, tls: { ca, servername: name },
+    });
+    const sent = await transport.sendMail({ from: 'a@a.test', to: 'b@b.test', subject: 's', text: 't' });
+    return sent.response.split(' ').pop();
+  },
+
+  // What the listener answers is all that is asked for.
+  async oracle() {
+    const connection = { user: 'u', password: 'p', connectString: `${name}:${port}/none` };
+    const error = await require('oracledb').getConnection(connection).then(() => null, (e) => e);
+    if (error?.code !== 'NJS-518') throw error ?? new Error('connected');
+    return 'refused';
+  },
+
   async grpc() {
     const grpc = require('@grpc/grpc-js');
     const client = new grpc.Client(`${name}:${port}`, grpc.credentials.createSsl(ca));

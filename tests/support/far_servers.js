@@ -1,6 +1,6 @@
 // Data sources that say who has connected: `node far_servers.js KIND ADDRESS PORT CERT KEY`.
-// https and gRPC are real servers; `tds` and `mongo` speak as much of SQL Server's and MongoDB's protocol as their
-// drivers need for one question.
+// https and gRPC are real servers; `tds`, `mongo`, `smtp` and `oracle` speak as much of SQL Server's, MongoDB's, a mail
+// server's and Oracle's protocol as their drivers need for one question.
 'use strict';
 const fs = require('fs');
 const tls = require('tls');
@@ -75,6 +75,39 @@ const servers = {
       return length;
     });
     tls.createServer({ ...secure, ALPNProtocols: ['tds/8.0'] }, serve).listen(port, address, ready);
+  },
+
+  smtp() {
+    const serve = (socket) => {
+      let mail = false;
+      socket.write('220 stub\r\n');
+      messages(socket, (heard) => {
+        const end = heard.indexOf('\r\n');
+        if (end < 0) return 0;
+        const line = heard.subarray(0, end).toString();
+        if (mail && line !== '.') return end + 2;
+        const done = mail;
+        mail = line === 'DATA';
+        socket.write(mail ? '354 go on\r\n' : done ? `250 from ${socket.remoteAddress}\r\n` : '250 yes\r\n');
+        return end + 2;
+      });
+    };
+    tls.createServer(secure, serve).listen(port, address, ready);
+  },
+
+  // The listener knows no such service, and says so (a TNS REFUSE packet); that is as far as one gets without Oracle.
+  oracle() {
+    const text = '(DESCRIPTION=(ERR=12514)(VSNNUM=0)(ERROR_STACK=(ERROR=(CODE=12514)(EMFI=4))))';
+    const serve = (socket) => messages(socket, (heard) => {
+      if (heard.length < 8 || heard.length < heard.readUInt16BE(0)) return 0;
+      console.log(`asked by ${socket.remoteAddress}`);
+      const refuse = Buffer.from([0, 0, 0, 0, 4, 0, 0, 0, 34, 0, 0, 0]);
+      refuse.writeUInt16BE(refuse.length + text.length, 0);
+      refuse.writeUInt16BE(text.length, 10);
+      socket.end(Buffer.concat([refuse, Buffer.from(text)]));
+      return heard.length;
+    });
+    require('net').createServer(serve).listen(port, address, ready);
   },
 
   // OP_MSG, and OP_QUERY for the first greeting.

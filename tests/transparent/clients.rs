@@ -92,6 +92,7 @@ fn psql_sees_the_fixed_address(placement: Placement) {
                     .args([&target, "-At", "-c", "select repeat('x', 5000000)"]),
             );
         assert_eq!(long.trim().len(), 5_000_000);
+        assert_eq!(node_client(world, "pg", NAME, port), FIXED.to_string());
         world.assert_passed(port);
         world.stop();
     });
@@ -144,13 +145,15 @@ fn node_client(world: &World, kind: &str, name: &str, port: u16) -> String {
     must(&mut command).trim().to_owned()
 }
 
-fn node_driver(kind: &str, placement: Placement) {
+/// Each of `drivers` against one server of `kind`.
+fn node_drivers(kind: &str, drivers: &[&str], placement: Placement) {
     within(placement, |world| {
         let port = free_port();
-        let server = kind.split('-').next().unwrap();
-        let server = if server == "fetch" { "https" } else { server };
-        let _server = node_server(world, server, port);
-        assert_eq!(node_client(world, kind, NAME, port), FIXED.to_string());
+        let _server = node_server(world, kind, port);
+        for driver in drivers {
+            let seen = node_client(world, driver, NAME, port);
+            assert_eq!(seen, FIXED.to_string(), "{driver}");
+        }
         world.assert_passed(port);
         world.stop();
     });
@@ -158,26 +161,47 @@ fn node_driver(kind: &str, placement: Placement) {
 
 #[test]
 #[ignore = "needs Node.js, nftables and root; run by tests/run"]
-fn fetch_of_node() {
-    node_driver("fetch", Placement::Pod);
+fn https_by_fetch_got_axios_and_the_sdk_of_aws() {
+    node_drivers("https", &["fetch", "got", "axios", "s3"], Placement::Pod);
 }
 
 #[test]
 #[ignore = "needs Node.js, nftables and root; run by tests/run"]
 fn grpc_js() {
-    node_driver("grpc", Placement::Behind);
+    node_drivers("grpc", &["grpc"], Placement::Behind);
 }
 
 #[test]
 #[ignore = "needs Node.js, nftables and root; run by tests/run"]
 fn tedious_for_sql_server() {
-    node_driver("tds", Placement::User);
+    node_drivers("tds", &["tds"], Placement::User);
+}
+
+#[test]
+#[ignore = "needs Node.js, nftables and root; run by tests/run"]
+fn nodemailer() {
+    node_drivers("smtp", &["smtp"], Placement::Behind);
+}
+
+/// Without an Oracle there is only its listener's answer to be had.
+#[test]
+#[ignore = "needs Node.js, nftables and root; run by tests/run"]
+fn oracledb_reaches_the_listener() {
+    within(Placement::Behind, |world| {
+        let port = free_port();
+        let _server = node_server(world, "oracle", port);
+        assert_eq!(node_client(world, "oracle", NAME, port), "refused");
+        let said = fs::read_to_string(world.place.path("node.out")).unwrap();
+        assert!(said.contains(&format!("asked by {FIXED}\n")), "{said}");
+        world.assert_passed(port);
+        world.stop();
+    });
 }
 
 #[test]
 #[ignore = "needs Node.js, nftables and root; run by tests/run"]
 fn the_driver_for_mongodb() {
-    node_driver("mongo", Placement::Behind);
+    node_drivers("mongo", &["mongo"], Placement::Behind);
 }
 
 #[test]
@@ -245,6 +269,7 @@ fn redis_cli() {
             .args(["client", "info"]);
         let said = must(&mut client);
         assert!(said.contains(&format!(" addr={FIXED}:")), "{said}");
+        assert_eq!(node_client(world, "ioredis", NAME, port), FIXED.to_string());
         world.assert_passed(port);
         world.stop();
     });
@@ -303,6 +328,10 @@ fn mariadb_whose_server_speaks_first() {
         let said = must(&mut client);
         assert!(said.starts_with(&format!("app@{FIXED}\n")), "{said}");
         assert!(said.contains("TLSv1."), "{said}");
+        for driver in ["mysql2", "mariadb"] {
+            let seen = node_client(world, driver, NAME, port);
+            assert_eq!(seen, FIXED.to_string(), "{driver}");
+        }
         world.assert_passed(port);
         world.stop();
     });

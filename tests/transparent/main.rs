@@ -16,4 +16,5 @@ mod support;
 
 mod clients;
 mod denied;
+mod special;
 mod world;

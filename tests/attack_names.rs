@@ -22,6 +22,7 @@ use support::log::Log;
 
 const SOON: Duration = Duration::from_secs(20);
 const A: u16 = 1;
+const PTR: u16 = 12;
 const TXT: u16 = 16;
 const SRV: u16 = 33;
 const NO_ERROR: u8 = 0;
@@ -47,7 +48,8 @@ impl Responder {
              [egress]\nfixed = [\"{FIXED}\"]\nresolver = {{ servers = [\"{}\"] }}\n\
              [egress.transparent]\nlisten = \"127.0.0.1:{listen}\"\ndns_listen = \"{at}\"\n\
              clients = [{{ name = \"app\", from = \"127.0.0.1\" }}, {{ name = \"jobs\", from = \"127.0.0.2\" }}]\n{keys}\n\
-             [[egress.policy]]\ndestinations = [\"*.customer.test\"]\n",
+             [[egress.policy]]\ndestinations = [\"*.customer.test\"]\n\
+             [[egress.policy]]\ndestinations = [\"*.secret.test\"]\nclients = [\"app\"]\n",
             place.head(),
             dns.address
         );
@@ -300,6 +302,26 @@ fn one_client_cannot_use_the_names_up() {
         metrics.contains("tollgate_synthetic_names 64\n"),
         "{metrics}"
     );
+}
+
+/// Who may not reach a name does not learn it from an address either.
+#[test]
+fn a_name_is_told_only_to_who_could_ask_for_it() {
+    let dns = Dns::start(everything);
+    let responder = Responder::start(&dns, "");
+    let given = address(&responder.ask("db.secret.test", A));
+    let [a, b, c, d] = given.octets();
+    let reverse = format!("{d}.{c}.{b}.{a}.in-addr.arpa");
+    let answer = responder.ask(&reverse, PTR);
+    assert!(
+        answer.ends_with(b"\x02db\x06secret\x04test\0"),
+        "{answer:x?}"
+    );
+    let jobs = responder.socket([127, 0, 0, 2]);
+    for (name, kind) in [("db.secret.test", A), (&*reverse, PTR)] {
+        jobs.send(&question(1, name, kind)).unwrap();
+        assert_eq!(code(&receive(&jobs).unwrap()), NO_SUCH_NAME, "{name}");
+    }
 }
 
 #[test]

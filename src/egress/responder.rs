@@ -201,7 +201,7 @@ impl Asker<'_> {
         if matches!(self.question.kind(), kind::SRV | kind::TXT) {
             return match resolver.records(name, self.question.kind()).await {
                 Ok(records) => self.says(&records),
-                Err(refusal) => Verdict::Deny(refusal),
+                Err(refusal) => self.unknown(refusal),
             };
         }
         let source = self.snapshot.config.egress.as_ref().map(dial::source);
@@ -211,7 +211,7 @@ impl Asker<'_> {
         match resolver.resolve(name, families).await {
             // Whoever connects is told why it does not work.
             Ok(_) | Err(Refusal::FamilyWithoutAddress) => {}
-            Err(refusal) => return Verdict::Deny(refusal),
+            Err(refusal) => return self.unknown(refusal),
         }
         let Some(given) = self.egress.names.give(self.snapshot, client, name) else {
             return Verdict::Deny(Refusal::NamesExhausted);
@@ -226,6 +226,19 @@ impl Asker<'_> {
         self.says(&data)
     }
 
+    /// For a name that the name servers gave nothing for. That there is no such name is nobody's refusal, and common:
+    /// clients try the domains of their search lists.
+    fn unknown(&self, refusal: Refusal) -> Verdict {
+        match refusal {
+            Refusal::NameNotFound => self.absent(),
+            refusal => Verdict::Deny(refusal),
+        }
+    }
+
+    fn absent(&self) -> Verdict {
+        Verdict::Answer(Answered::Absent, self.question.no(Code::NoSuchName))
+    }
+
     /// Which name a synthetic address stands for, if the client could have asked for that.
     fn reverse(&self, client: &str, address: IpAddr) -> Verdict {
         let name = self.egress.names.name(self.snapshot, address);
@@ -235,7 +248,7 @@ impl Asker<'_> {
             destinations.is_some_and(|d| d.could_allow(client, &host))
         };
         match name.filter(may_know) {
-            None => Verdict::Answer(Answered::Absent, self.question.no(Code::NoSuchName)),
+            None => self.absent(),
             Some(name) if self.question.kind() == kind::PTR => {
                 self.says(&[Data::Name((&*name).into())])
             }
@@ -265,7 +278,6 @@ fn denial(refusal: Refusal) -> (Answered, Code) {
     match refusal {
         Refusal::ClientDenied | Refusal::RateLimited => (Answered::Refused, Code::Refused),
         Refusal::DestinationDenied | Refusal::NameInvalid => (Answered::Denied, Code::NoSuchName),
-        Refusal::NameNotFound => (Answered::Absent, Code::NoSuchName),
         _ => (Answered::Failed, Code::ServerFailure),
     }
 }

@@ -227,8 +227,12 @@ impl House {
     fn look_for_fixed_addresses(&self) {
         let snapshot = self.reloader.live.load();
         let source = snapshot.config.egress.as_ref().map(dial::source);
-        let present = source
-            .is_none_or(|source| dial::fixed_addresses_present(&source, &self.reloader.metrics));
+        let missing = source.map_or([false; 2], |source| {
+            dial::missing(&source, &self.reloader.metrics)
+        });
+        // What left from it would hang for a quarter of an hour.
+        self.reloader.sessions.missing(missing);
+        let present = missing == [false; 2];
         if self.health.fixed_present.swap(present, Ordering::AcqRel) == present {
             return;
         }

@@ -12,6 +12,7 @@ mod audit;
 mod check;
 mod demo;
 mod egress;
+mod explain;
 mod run;
 
 /// The edge of a low-code platform: every request in is recorded before it is forwarded, every connection out leaves
@@ -31,8 +32,10 @@ enum Command {
     Check(check::Arguments),
     /// Start a sample server, the edge before it and the gateway out, with no file, no network and no root
     Demo(demo::Arguments),
-    /// The way out: print the firewall rules that redirect connections to it
+    /// The way out: prove the fixed address, print the firewall rules that lead to it, hash a password
     Egress(egress::Arguments),
+    /// Say which rule decides about a destination, which addresses it has, and whether it answers
+    Explain(explain::Arguments),
     /// Serve, until SIGTERM or SIGINT; SIGHUP reloads the configuration
     Run(run::Arguments),
 }
@@ -51,6 +54,7 @@ Examples:
   tollgate demo
   tollgate check --config /etc/tollgate/tollgate.toml
   tollgate run --config /etc/tollgate/tollgate.toml
+  tollgate explain egress --client app --try db.example.com:5432
   tollgate audit search --state-dir /var/lib/tollgate --client 203.0.113.9 --since 1h";
 
 /// Runs the command that the arguments name.
@@ -60,6 +64,7 @@ pub fn main() -> ExitCode {
         Command::Check(arguments) => check::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Egress(arguments) => egress::run(&arguments),
+        Command::Explain(arguments) => explain::run(&arguments),
         Command::Run(arguments) => run::run(&arguments),
     };
     ExitCode::from(match exit {

@@ -22,6 +22,7 @@ mod transparent;
 pub mod typed;
 mod units;
 
+pub use gate::{HASH_MARK, PASSWORD_BYTES_MAX};
 pub use remark::{Mistakes, REMARKS_MAX, Remark, Source, Warning};
 
 use notes::Notes;

@@ -96,16 +96,15 @@ pub fn seen_as(egress: &Egress) -> [Option<IpAddr>; 2] {
     [v4, v6].map(|seen| seen.filter(|seen| !is_private(*seen)))
 }
 
-/// Whether every configured fixed address is on this machine; shows it in the metrics. Cheap: it binds and closes.
-pub fn fixed_addresses_present(source: &Source, metrics: &Metrics) -> bool {
+/// Which configured fixed addresses, IPv4 and IPv6, are not on this machine; shows it in the metrics. Cheap: it binds and
+/// closes.
+pub fn missing(source: &Source, metrics: &Metrics) -> [bool; 2] {
     let fixed = [source.v4.map(IpAddr::V4), source.v6.map(IpAddr::V6)];
-    let mut all = true;
-    for (address, gauge) in fixed.into_iter().zip(&metrics.fixed_address) {
-        let here = address.map(is_here);
+    let here = fixed.map(|address| address.map(is_here));
+    for (here, gauge) in here.iter().zip(&metrics.fixed_address) {
         gauge.set(here.map_or(-1, i64::from));
-        all &= here != Some(false);
     }
-    all
+    here.map(|here| here == Some(false))
 }
 
 /// The first attempt that succeeds, or the failure that says most.
@@ -286,7 +285,7 @@ mod tests {
     #[test]
     fn presence_shows_in_the_metrics() {
         let metrics = Metrics::new();
-        assert!(fixed_addresses_present(&from("127.0.0.7"), &metrics));
+        assert_eq!(missing(&from("127.0.0.7"), &metrics), [false; 2]);
         assert_eq!(
             (
                 metrics.fixed_address[0].get(),
@@ -294,7 +293,7 @@ mod tests {
             ),
             (1, -1)
         );
-        assert!(!fixed_addresses_present(&from("192.0.2.1"), &metrics));
+        assert_eq!(missing(&from("192.0.2.1"), &metrics), [true, false]);
         assert_eq!(metrics.fixed_address[0].get(), 0);
     }
 }

@@ -9,21 +9,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
+use tokio::time::sleep;
 
 use crate::addr::{Host, Peer};
 use crate::audit::{Admitted, Journal};
 use crate::clock::Id;
 use crate::config::typed::OnFailure;
 use crate::dial;
-use crate::limit::{Limits, Slot};
+use crate::limit::{Held, Limits, Slot};
 use crate::outcome::{Outcome, Refusal};
 use crate::policy::address::{self, Checked, Families};
 use crate::policy::destination::Allowed;
 use crate::record::{After, Before, Denied, Dial, Ends};
 use crate::relay::Flow;
 use crate::sessions::Session;
-use crate::snapshot::{Live, Snapshot};
-use crate::socket::fixed::{Source, keep_alive};
+use crate::snapshot::{Gate, Live, Snapshot};
+use crate::socket::fixed::{Source, is_here, keep_alive};
 use crate::telemetry::{Metrics, Way};
 
 mod ask;
@@ -40,15 +41,19 @@ mod responder;
 mod socks;
 mod transparent;
 
+pub use ground::own;
+pub use names::Names;
+
 use ask::{Ask, Door, gate, permitted};
 use ground::{Ground, Grounds};
-pub use names::Names;
+use identify::{Claim, Verified};
 use problem::Refused;
-
 use reply::{Carried, Reply, outcome};
 
 /// First byte, SOCKS messages, request head: each within this.
 const HELLO_LIMIT: Duration = Duration::from_secs(10);
+/// How often it is looked whether a missing address is back after all.
+const LOST_EVERY: Duration = Duration::from_secs(1);
 
 /// The way out, for one worker.
 pub struct Egress {
@@ -58,6 +63,7 @@ pub struct Egress {
     metrics: Arc<Metrics>,
     names: Arc<Names>,
     grounds: Grounds,
+    verified: Verified,
 }
 
 /// What the configuration in force says about one ask; the snapshot itself is not held longer.
@@ -67,6 +73,8 @@ struct Judged {
     source: Source,
     /// How the outside sees it, for the families that are dialled.
     seen_as: [Option<IpAddr>; 2],
+    /// Among the tunnels of the client, if they are counted.
+    _held: Option<Held>,
     dial_timeout: Duration,
     idle: Duration,
     on_failure: OnFailure,
@@ -89,6 +97,7 @@ impl Egress {
             metrics,
             names,
             grounds: Grounds::default(),
+            verified: Verified::new(),
         }
     }
 
@@ -188,6 +197,8 @@ impl Egress {
             .destinations
             .judge(&ask.client, ask.destination.clone())?;
         let slot = self.limits.take(rules.quotas, ask.peer.socket().ip())?;
+        let hold = |max| self.limits.hold(&ask.client, max);
+        let held = rules.max_tunnels.map(hold).transpose()?;
         let ground = self.grounds.of(&snapshot);
         let source = dial::source(egress);
         let families = families(source);
@@ -209,6 +220,7 @@ impl Egress {
             checked,
             source,
             seen_as,
+            _held: held,
             dial_timeout,
             idle,
             on_failure,
@@ -261,7 +273,8 @@ impl Egress {
         after(carried, Some(ends), &flow)
     }
 
-    /// Ends when the connection may not go on: drain is over, or a reload took the permission away.
+    /// Ends when the connection may not go on: drain is over, a reload took the permission away, or the address that it
+    /// left from is gone.
     async fn withdrawn(
         &self,
         ask: &Ask,
@@ -272,6 +285,7 @@ impl Egress {
         loop {
             tokio::select! {
                 () = session.ended() => return Refusal::Draining,
+                () = lost(session, ends.local.ip()) => return Refusal::FixedAddressMissing,
                 newer = session.reloaded(generation) => generation = newer,
             }
             let snapshot = self.live.load();
@@ -300,6 +314,16 @@ impl Egress {
             return Err(Refusal::FixedAddressMissing);
         }
         Ok(())
+    }
+
+    /// Which client of `gate` is asking.
+    async fn who(
+        &self,
+        gate: &Gate,
+        peer: Peer,
+        claim: Option<Claim<'_>>,
+    ) -> Result<Arc<str>, Refusal> {
+        identify::who(&self.verified, &self.limits, gate, peer, claim).await
     }
 
     /// Counts and records what was refused before it was admitted.
@@ -338,6 +362,17 @@ async fn find(
     }
 }
 
+/// Ends when `address` is not on this machine any more.
+async fn lost(session: &Session, address: IpAddr) {
+    loop {
+        session.missing(address).await;
+        if !is_here(address) {
+            return;
+        }
+        sleep(LOST_EVERY).await; // it is back, and that will be told too
+    }
+}
+
 fn after(carried: Carried, ends: Option<Ends>, flow: &Flow) -> After {
     let (bytes_in, bytes_out) = flow.get();
     After {
@@ -349,7 +384,8 @@ fn after(carried: Carried, ends: Option<Ends>, flow: &Flow) -> After {
     }
 }
 
-fn families(source: Source) -> Families {
+/// The families that `source` has an address of.
+pub fn families(source: Source) -> Families {
     Families {
         v4: source.v4.is_some(),
         v6: source.v6.is_some(),

@@ -1,4 +1,4 @@
-//! Limits: how often one client may ask.
+//! Limits: how often one client may ask, how much it may hold, how often it may be wrong about a password.
 //!
 //! Each named limit is a generic cell rate algorithm (governor's) over one number per client: the time at which its
 //! burst would be full again. The numbers of a limit come with the snapshot, the times live in one table that
@@ -29,12 +29,18 @@ use governor::{Quota as Numbers, RateLimiter};
 
 use crate::clock;
 use crate::config::typed::Limit;
+use crate::outcome::Refusal;
 use crate::telemetry::Metrics;
 
+mod failures;
+mod holds;
 mod table;
 
+pub use holds::Held;
 pub use table::KEYS_MAX;
 
+use failures::Failures;
+use holds::Holds;
 use table::{Key, Seat, Table};
 
 type Limiter<'t> = RateLimiter<Key, Seat<'t>, Reading, NoOpMiddleware<Nanos>>;
@@ -62,6 +68,8 @@ pub struct Over {
 /// The times of one process; made once, outlives every snapshot.
 pub struct Limits {
     table: Table,
+    failures: Failures,
+    holds: Arc<Holds>,
     /// All times in the table count from here.
     epoch: Instant,
 }
@@ -79,7 +87,12 @@ impl Limits {
     /// An empty table, counted by `limiter_keys` and `limiter_overflow` of `metrics`.
     pub fn new(metrics: Arc<Metrics>) -> Self {
         let (table, epoch) = (Table::new(metrics), clock::now());
-        Self { table, epoch }
+        Self {
+            table,
+            failures: Failures::default(),
+            holds: Arc::default(),
+            epoch,
+        }
     }
 
     /// Counts one request of `client` against each of `quotas`, in order, up to the first that it is over. An
@@ -92,6 +105,30 @@ impl Limits {
             return Ok(Slot(()));
         }
         self.take_at(quotas, client, clock::now())
+    }
+
+    /// One more tunnel of the egress client of that name, which may have `max` at the same time.
+    ///
+    /// # Errors
+    /// [`Refusal::ClientSessionLimit`] if it has.
+    pub fn hold(&self, name: &Arc<str>, max: usize) -> Result<Held, Refusal> {
+        self.holds
+            .hold(name, max)
+            .ok_or(Refusal::ClientSessionLimit)
+    }
+
+    /// Counts that `client` tries the password of `user`; [`Limits::password_was_right`] takes it back.
+    ///
+    /// # Errors
+    /// [`Refusal::CredentialsBarred`] if too many were wrong lately.
+    pub fn try_password(&self, client: IpAddr, user: &Arc<str>) -> Result<(), Refusal> {
+        let listened_to = self.failures.begin(client, user, clock::now());
+        listened_to.then_some(()).ok_or(Refusal::CredentialsBarred)
+    }
+
+    /// Takes back what [`Limits::try_password`] counted.
+    pub fn password_was_right(&self, client: IpAddr, user: &Arc<str>) {
+        self.failures.succeeded(client, user);
     }
 
     fn take_at(&self, quotas: &[Quota], client: IpAddr, now: Instant) -> Result<Slot, Over> {

@@ -116,10 +116,13 @@ refusals! {
         "this client address is not allowed here; ask the operator to add it to the allow-list";
     /// One client has as many connections open, or requests in flight, as it may.
     ClientSessionLimit = "client_session_limit", Policy, 429, 2, "connection_limit_reached",
-        "this client has too many connections open or requests in flight; close some, or raise `process.max_sessions_per_client`";
+        "this client has too many connections open or requests in flight; close some, or raise `process.max_sessions_per_client` (ingress) or `max_tunnels` (egress)";
     /// Nothing passed a connection, either way, for longer than its idle limit.
     ConnectionIdle = "connection_idle", Remote, 504, 4, "connection_timeout",
         "nothing passed the connection for too long; raise `egress.idle` if that is usual";
+    /// Too many proxy credentials from this address were wrong lately.
+    CredentialsBarred = "credentials_barred", Client, 429, 2, "http_request_denied",
+        "too many wrong passwords came from this address; wait a minute";
     /// Proxy credentials are missing or wrong.
     CredentialsRequired = "credentials_required", Client, 407, 2, "http_request_denied",
         "valid proxy credentials are required";

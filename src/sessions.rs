@@ -2,7 +2,8 @@
 //!
 //! A [`Session`] is held by the task that serves a connection and by everything that outlives its requests (an
 //! upgraded stream, a tunnel). Drain asks all of them to leave, waits for the last one to be dropped, and at the
-//! deadline ends the rest. A reload tells them the new generation, so that each judges itself again.
+//! deadline ends the rest. A reload tells them the new generation, so that each judges itself again; and a fixed address that
+//! is gone is told to those who left from it.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -40,6 +41,8 @@ struct Stage {
     generation: u64,
     leaving: bool,
     ended: bool,
+    /// Whether the fixed address is not on this machine: IPv4, IPv6.
+    missing: [bool; 2],
 }
 
 /// One accepted connection. Dropping it says that it is over.
@@ -66,6 +69,7 @@ impl Sessions {
             generation,
             leaving: false,
             ended: false,
+            missing: [false; 2],
         });
         let (open, empty) = (Default::default(), Notify::new());
         Self(Arc::new(Inside {
@@ -114,6 +118,15 @@ impl Sessions {
         self.0
             .stage
             .send_modify(|stage| stage.generation = generation);
+    }
+
+    /// Tells everyone whether a fixed address is missing: IPv4, IPv6.
+    pub fn missing(&self, missing: [bool; 2]) {
+        self.0.stage.send_if_modified(|stage| {
+            let changed = stage.missing != missing;
+            stage.missing = missing;
+            changed
+        });
     }
 
     /// Asks everyone to leave, waits at most `deadline`, then ends the rest. Gives how many were ended.
@@ -194,6 +207,15 @@ impl Session {
         self.until(|stage| stage.generation > generation)
             .await
             .generation
+    }
+
+    /// Ends when the fixed address of the family of `address` is missing.
+    pub async fn missing(&self, address: IpAddr) {
+        self.until(|stage| {
+            let [v4, v6] = stage.missing;
+            if address.is_ipv4() { v4 } else { v6 }
+        })
+        .await;
     }
 
     async fn until(&self, reached: impl FnMut(&Stage) -> bool) -> Stage {

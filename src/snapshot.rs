@@ -85,6 +85,7 @@ pub struct GateClient {
     pub name: Arc<str>,
     pub from: PrefixSet,
     pub password: Option<typed::Password>,
+    pub max_tunnels: Option<usize>,
 }
 
 /// A named forward, compiled.
@@ -94,6 +95,7 @@ pub struct Forward {
     pub from: PrefixSet,
     pub to: crate::addr::Destination,
     pub protocol: typed::Protocol,
+    pub max_tunnels: Option<usize>,
     /// Allows `to`, and the addresses given beside it.
     pub destinations: Destinations,
     pub quotas: Vec<Quota>,
@@ -288,6 +290,7 @@ fn clients(clients: &[typed::EgressClient]) -> Vec<GateClient> {
         name: client.name.as_str().into(),
         from: set(&client.from),
         password: client.password.clone(),
+        max_tunnels: client.max_tunnels,
     };
     clients.iter().map(client).collect()
 }
@@ -326,6 +329,7 @@ fn forward(config: &Config, forward: &typed::Forward) -> Forward {
         listen: forward.listen,
         from: set(&forward.from),
         to: forward.to.clone(),
+        max_tunnels: forward.max_tunnels,
         protocol: forward.protocol,
         destinations: Destinations::only(&forward.name, &forward.to, &forward.addresses),
         quotas: quotas(config, &forward.limits),

@@ -6,6 +6,8 @@
     reason = "a test may panic, and speaks to sockets itself"
 )]
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
@@ -171,4 +173,45 @@ fn our_own_machine_is_reached_only_by_its_very_address() {
         let answer = net.gets(&format!("http://{address}:8001/"));
         assert!(answer.contains("address_denied"), "{address}: {answer}");
     }
+}
+
+/// Removing the address does not break a connection by itself: it hangs, and a pool goes on using it.
+#[test]
+#[ignore = "needs root; run by tests/run"]
+fn tunnels_end_soon_after_their_fixed_address_went() {
+    let net = Net::new("lost", ALL);
+    net.here("ip addr add 10.77.0.8/24 dev v0");
+    let space = std::fs::File::open(format!("/run/netns/{}", net.names[0])).unwrap();
+    let network = Some(rustix::thread::LinkNameSpaceType::Network);
+    rustix::thread::move_into_link_name_space(std::os::fd::AsFd::as_fd(&space), network).unwrap();
+    let mut tunnel = TcpStream::connect("127.0.0.1:3128").unwrap();
+    tunnel
+        .set_read_timeout(Some(Duration::from_secs(10)))
+        .unwrap();
+    tunnel
+        .write_all(b"CONNECT 10.77.0.9:8000 HTTP/1.1\r\nHost: x\r\n\r\n")
+        .unwrap();
+    let mut answer = [0; 512];
+    let read = tunnel.read(&mut answer).unwrap();
+    assert!(answer[..read].starts_with(b"HTTP/1.1 200"));
+    net.here("ip addr del 10.77.0.7/24 dev v0");
+    let began = Instant::now();
+    let end = tunnel.read(&mut answer).unwrap_err();
+    assert_eq!(end.kind(), std::io::ErrorKind::ConnectionReset);
+    assert!(
+        began.elapsed() < Duration::from_secs(8),
+        "{:?}",
+        began.elapsed()
+    );
+    let state = net.path("state");
+    net.until(|| {
+        let found = run(&format!(
+            "{} audit search --state-dir {state}",
+            env!("CARGO_BIN_EXE_tollgate")
+        ));
+        found.lines().any(|line| {
+            line.contains("\"outcome\":\"failed\"")
+                && line.contains("\"reason\":\"fixed_address_missing\"")
+        })
+    });
 }

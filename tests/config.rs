@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tollgate::config::typed::{Config, HostPattern, OnFailure};
+use tollgate::config::typed::{Config, HostPattern, OnFailure, Password};
 use tollgate::config::{self, Warning};
 
 const SMALLEST: &str = r#"
@@ -596,8 +596,34 @@ fn a_password_is_read_trimmed_and_never_shown() {
     std::fs::write(folder.path().join("pw"), " s3cret\n").unwrap();
     let (config, _) = config::parse(&path, text.to_owned()).unwrap();
     let client = &config.egress.as_ref().unwrap().listeners[0].clients[0];
-    assert_eq!(&*client.password.as_ref().unwrap().0, b"s3cret");
+    let plain = Password::Plain(b"s3cret"[..].into());
+    assert!(client.password == Some(plain));
     assert!(!format!("{config:?}").contains("s3cret"));
+    let hash = "pbkdf2-sha256:600000:AAAAAAAAAAAAAAAAAAAAAA==:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+    std::fs::write(folder.path().join("pw"), hash).unwrap();
+    let (config, _) = config::parse(&path, text.to_owned()).unwrap();
+    let client = &config.egress.as_ref().unwrap().listeners[0].clients[0];
+    assert!(
+        matches!(&client.password, Some(Password::Hashed(hash)) if hash.iterations.get() == 600_000)
+    );
+    let hashes = [
+        "600000",
+        "1000",
+        "600000:AAAA:AAAA",
+        "600000:!:!",
+        "4000000000:AAAA:AAAA",
+    ];
+    let hashes = hashes.map(|rest| format!("pbkdf2-sha256:{rest}"));
+    for bad in hashes.into_iter().chain([hash.to_owned() + ":x"]) {
+        std::fs::write(folder.path().join("pw"), &bad).unwrap();
+        let mistakes = config::parse(&path, text.to_owned())
+            .unwrap_err()
+            .to_string();
+        assert!(
+            mistakes.contains("tollgate egress hash-password"),
+            "{bad}: {mistakes}"
+        );
+    }
     for bad in [String::from("\n"), "x".repeat(256), "x".repeat(5000)] {
         std::fs::write(folder.path().join("pw"), bad).unwrap();
         let mistakes = config::parse(&path, text.to_owned())
@@ -1043,6 +1069,9 @@ forward = { listen = '127.0.0.1:1', to = 'db.example' }
 forward = { listen = '127.0.0.1:1', to = 'postgres://db.example:5432' }
 # forward.to | "postgres://db.example:5432" is a URL | write host and port alone, as in "db.example.com:5432"
 
+forward = { listen = '127.0.0.1:1', to = 'db.example:1', max_tunnels = 0 }
+# forward.max_tunnels | out of range | choose from 1 to 1000000
+
 forward = { listen = '127.0.0.1:1', to = 'db.example:1', protocol = 'oracle' }
 # forward.protocol | unknown value "oracle" | choose "mongodb" or "mysql" or "none" or "postgres" or "redis" or "sqlserver" or "tls"
 
@@ -1089,7 +1118,7 @@ clients = [{ name = 'app', from = '0.0.0.0/0' }]
 # transparent.clients[0].from | an open proxy: everybody, without a password | narrow `from` to those who need it
 
 clients = [{ name = 'app', from = '10.0.0.1', password_file = 'x' }]
-# transparent.clients[0].password_file | unknown key | remove it; known here are from, name
+# transparent.clients[0].password_file | unknown key | remove it; known here are from, max_tunnels, name
 
 listen = []
 # transparent.listen | an empty list listens nowhere | write `listen = "127.0.0.1:3129"`, or leave it out

@@ -122,3 +122,23 @@ fn what_is_printed_is_what_the_configuration_has() {
         assert!(printed.contains(line), "{line}:\n{printed}");
     }
 }
+
+/// A client that is only redirected is one that can be asked about.
+#[test]
+fn explain_knows_the_clients_of_the_transparent_way() {
+    let place = Place::new();
+    let config = place.write(&format!(
+        "{}{EGRESS}[egress.transparent]\n{CLIENTS}[[egress.policy]]\nname = \"no\"\ndestinations = \"*\"\naction = \"deny\"\n",
+        place.head()
+    ));
+    let config = config.to_str().unwrap();
+    let done = place.tollgate(&[
+        "explain", "egress", "--config", config, "--client", "app", "a.test:1",
+    ]);
+    assert_eq!(done.code, Some(1), "{done:?}");
+    assert!(done.stdout.contains("no"), "{done:?}");
+    let done = place.tollgate(&[
+        "explain", "egress", "--config", config, "--client", "nobody", "a.test:1",
+    ]);
+    assert!(done.stderr.contains("--client: app"), "{done:?}");
+}

@@ -34,6 +34,7 @@ const SOON: Duration = Duration::from_secs(8);
 struct Plan {
     rules: Vec<PolicyRule>,
     password: Option<&'static str>,
+    max_tunnels: Option<usize>,
     resolvers: Vec<SocketAddr>,
     dial_timeout: Duration,
     idle: Duration,
@@ -48,6 +49,7 @@ impl Default for Plan {
         Self {
             rules: vec![rule("all", vec![DestinationPattern::Any])],
             password: None,
+            max_tunnels: None,
             resolvers: vec!["127.0.0.1:9".parse().unwrap()],
             dial_timeout: Duration::from_secs(2),
             idle: Duration::from_secs(60),
@@ -215,7 +217,8 @@ fn config([gate, forward]: [SocketAddr; 2], plan: &Plan) -> Config {
             clients: vec![EgressClient {
                 name: "app".into(),
                 from: vec![plan.from.parse().unwrap()],
-                password: plan.password.map(|p| Password(p.as_bytes().into())),
+                password: plan.password.map(|p| Password::Plain(p.as_bytes().into())),
+                max_tunnels: plan.max_tunnels,
             }],
         }],
         transparent: None,
@@ -224,6 +227,7 @@ fn config([gate, forward]: [SocketAddr; 2], plan: &Plan) -> Config {
             listen: forward,
             to: plan.forward_to.clone(),
             protocol: Protocol::None,
+            max_tunnels: plan.max_tunnels,
             limits: vec![],
             from: vec![plan.forward_from.parse().unwrap()],
             addresses: vec!["127.0.0.0/8".parse().unwrap()],
@@ -351,6 +355,42 @@ async fn connect_leaves_from_the_fixed_address_and_answers_in_one_segment() {
     assert_eq!(rest, "answer");
 }
 
+/// ToolJet's agent writes no brackets, gRPC's core asks with HTTP/1.0 and no Host.
+#[tokio::test]
+async fn unusual_first_lines_are_judged_not_called_malformed() {
+    let echo = echo().await;
+    let house = House::new(Plan::default()).await;
+    for target in ["::1:443", "2001:db8::1:443"] {
+        let (_, head) = house.tunnel(target).await;
+        assert!(
+            head.starts_with("HTTP/1.1 403 egress: "),
+            "{target}: {head}"
+        );
+    }
+    for line in [
+        format!("CONNECT {echo} HTTP/1.0\r\n\r\nhello"),
+        format!("CONNECT ::ffff:{echo} HTTP/1.1\r\nHost: x\r\n\r\nhello"),
+    ] {
+        let mut tcp = house.connect().await;
+        // In two pieces, the first of which ends within the line.
+        let (first, second) = line.as_bytes().split_at(12);
+        tcp.write_all(first).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(30)).await;
+        tcp.write_all(second).await.unwrap();
+        tcp.shutdown().await.unwrap();
+        let mut answer = String::new();
+        timeout(SOON, tcp.read_to_string(&mut answer))
+            .await
+            .unwrap()
+            .unwrap();
+        assert!(answer.contains(" 200 "), "{line}: {answer}");
+        assert!(
+            answer.ends_with(&format!("{FIXED}\nhello")),
+            "{line}: {answer}"
+        );
+    }
+}
+
 #[tokio::test]
 async fn a_refused_connect_is_one_whole_answer_and_nothing_behind_it_counts() {
     let (mirror, seen) = mirror().await;
@@ -437,9 +477,8 @@ async fn every_failure_is_answered_soon_and_whole() {
             "{target}: {answer}"
         );
     }
-    // What an agent writes for an IPv6 literal, and what is no request at all.
+    // What is no request at all.
     for request in [
-        "CONNECT ::1:443 HTTP/1.1\r\nHost: ::1:443\r\n\r\n",
         "CONNECT nowhere HTTP/1.1\r\n\r\n",
         "\x16\x03\x01\x02\0\x01\0\r\n\r\n",
         "CONNECT a.example:0 HTTP/1.1\r\n\r\n",
@@ -765,6 +804,31 @@ async fn a_reload_ends_only_what_it_no_longer_allows() {
     );
     let end = timeout(SOON, staying.read(&mut line)).await.expect("ended");
     assert!(!matches!(end, Ok(1..)), "{end:?}");
+}
+
+#[tokio::test]
+async fn a_client_has_only_so_many_tunnels_at_once() {
+    let echo = echo().await;
+    let house = House::new(Plan {
+        max_tunnels: Some(2),
+        ..Plan::default()
+    })
+    .await;
+    let (first, _) = house.tunnel(&echo.to_string()).await;
+    let (_second, _) = house.tunnel(&echo.to_string()).await;
+    let (_, refused) = house.tunnel(&echo.to_string()).await;
+    assert!(refused.starts_with("HTTP/1.1 429 "), "{refused}");
+    assert!(house.counted("client_session_limit"));
+    drop(first);
+    let begun = Instant::now();
+    while !house
+        .tunnel(&echo.to_string())
+        .await
+        .1
+        .starts_with("HTTP/1.1 200")
+    {
+        assert!(begun.elapsed() < SOON, "a closed tunnel still counts");
+    }
 }
 
 #[tokio::test]

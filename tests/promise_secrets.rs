@@ -213,3 +213,68 @@ async fn say(place: &Place, bytes: &[u8]) -> Vec<u8> {
     stream.write_all(bytes).await.unwrap();
     read_for(&mut stream, Duration::from_secs(2)).await
 }
+
+/// `tollgate egress hash-password`, its output as the password file, and the password as a client sends it.
+#[test]
+fn a_hashed_password_lets_its_owner_in_and_nobody_who_reads_the_file() {
+    use std::io::{Read as _, Write as _};
+    use std::process::{Command, Stdio};
+
+    let place = Place::new();
+    let mut hashing = Command::new(support::gate::binary())
+        .args(["egress", "hash-password"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    hashing
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(b"c4n4ry\n")
+        .unwrap();
+    let hash = String::from_utf8(hashing.wait_with_output().unwrap().stdout).unwrap();
+    assert!(
+        hash.starts_with("pbkdf2-sha256:600000:") && !hash.contains(CANARY),
+        "{hash}"
+    );
+    support::gate::write(&place.path("hash"), &hash);
+    let dns = Dns::table(&[]);
+    let egress = place.egress(dns.address, "").replace(
+        "from = [\"127.0.0.0/8\"]",
+        &format!(
+            "from = [\"127.0.0.0/8\"], password_file = {:?}",
+            place.path("hash")
+        ),
+    );
+    let _gate = place.start(&(place.head() + &egress));
+    let ask = |password: &str| {
+        let mut tcp = std::net::TcpStream::connect(("127.0.0.1", place.proxy)).unwrap();
+        tcp.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let mut credentials = base64(&format!("app:{password}"));
+        while !credentials.len().is_multiple_of(4) {
+            credentials.push('=');
+        }
+        let head = format!(
+            "CONNECT 10.0.0.1:1 HTTP/1.1\r\nHost: x\r\nProxy-Authorization: Basic {credentials}\r\n\r\n"
+        );
+        tcp.write_all(head.as_bytes()).unwrap();
+        let mut answer = String::new();
+        tcp.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    for _ in 0..2 {
+        let answer = ask(CANARY); // known, and its destination judged
+        assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
+    }
+    assert!(ask(hash.trim()).starts_with("HTTP/1.1 407 "));
+    let statuses: Vec<String> = (0..12)
+        .map(|_| ask("guess").chars().skip(9).take(3).collect())
+        .collect();
+    assert_eq!(
+        statuses.iter().filter(|s| *s == "407").count(),
+        9,
+        "{statuses:?}"
+    );
+    assert_eq!(statuses.last().unwrap(), "429");
+}

@@ -45,7 +45,7 @@ Examples:
 struct Search {
     #[command(flatten)]
     dir: StateDir,
-    /// Both records of one entry
+    /// Both records of one entry, or that of a refusal: the request id that a client was told
     #[arg(long, value_parser = id)]
     id: Option<Id>,
     /// Records of one kind

@@ -217,6 +217,7 @@ fn forward(table: &Table<'_>, sets: &Sets, limits: &[&str]) -> Option<Forward> {
     };
     let addresses = special(table, sets);
     let limits = ingress::limits(table, "limits", limits);
+    let max_tunnels = gate::max_tunnels(table);
     let to = to?;
     Some(Forward {
         name: match called {
@@ -227,6 +228,7 @@ fn forward(table: &Table<'_>, sets: &Sets, limits: &[&str]) -> Option<Forward> {
         to,
         protocol,
         from,
+        max_tunnels,
         addresses,
         limits,
     })

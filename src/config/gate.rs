@@ -1,23 +1,36 @@
 //! `[[egress.listener]]`: where egress clients come in, and who they are.
 //!
-//! An open proxy (a client without password from everywhere) is refused. A password never stands in the file itself.
+//! An open proxy (a client without password from everywhere) is refused. A password never stands in the file itself, and
+//! its own file may hold a hash of it.
 
 use std::io::Read as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU32;
+use std::ops::RangeInclusive;
 use std::path::Path;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 
 use ipnet::IpNet;
 
 use super::ingress;
 use super::raw::{Table, Value};
 use super::sets::Sets;
-use super::typed::{EgressClient, EgressListener, Password};
+use super::typed::{EgressClient, EgressListener, Password, PasswordHash};
 
 pub(super) const DEFAULT_LISTEN: SocketAddr =
     SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 3128);
 /// What both SOCKS5 (RFC 1929) and we take.
-const PASSWORD_BYTES_MAX: u64 = 255;
+pub const PASSWORD_BYTES_MAX: u64 = 255;
 const NAME_BYTES_MAX: usize = 64;
+const TUNNELS_MAX: usize = 1_000_000;
+/// How a stored hash begins.
+pub const HASH_MARK: &str = "pbkdf2-sha256:";
+/// Fewer are guessed too fast, more take seconds.
+const ITERATIONS: RangeInclusive<u32> = 100_000..=10_000_000;
+const SALT_BYTES_MIN: usize = 8;
+const HASH_BYTES: usize = 32;
 
 /// The gate of an `[egress]` that names none.
 pub(super) fn default_listener() -> EgressListener {
@@ -35,6 +48,7 @@ fn local() -> EgressClient {
         name: "local".to_owned(),
         from: loopback(),
         password: None,
+        max_tunnels: None,
     }
 }
 
@@ -164,11 +178,35 @@ fn client(table: &Table<'_>, sets: &Sets, folder: Option<&Path>) -> Option<Egres
         None => None,
         Some(read) => Some(read?),
     };
+    let max_tunnels = max_tunnels(table);
     Some(EgressClient {
         name: called?,
         from: from?,
         password,
+        max_tunnels,
     })
+}
+
+/// Connections out that one client may have at the same time.
+pub(super) fn max_tunnels(table: &Table<'_>) -> Option<usize> {
+    let value = table.value("max_tunnels")?;
+    value.integer(1..=TUNNELS_MAX)
+}
+
+/// `pbkdf2-sha256:ITERATIONS:SALT:HASH`, both in Base64: what `tollgate egress hash-password` prints.
+fn hashed(text: &str) -> Option<PasswordHash> {
+    let mut parts = text.split(':');
+    let mut next = || parts.next();
+    let iterations = next()?.parse().ok().filter(|n| ITERATIONS.contains(n))?;
+    let decode = |text: &str| BASE64_STANDARD.decode(text).ok().map(Vec::into_boxed_slice);
+    let (salt, hash) = (decode(next()?)?, decode(next()?)?);
+    let whole = next().is_none() && salt.len() >= SALT_BYTES_MIN && hash.len() == HASH_BYTES;
+    Some(PasswordHash {
+        iterations: NonZeroU32::new(iterations)?,
+        salt,
+        hash,
+    })
+    .filter(|_| whole)
 }
 
 fn password(value: &Value<'_>, folder: &Path) -> Option<Password> {
@@ -188,7 +226,22 @@ fn password(value: &Value<'_>, folder: &Path) -> Option<Password> {
         value.wrong(problem, mend);
         return None;
     }
-    Some(Password(password.into()))
+    let Some(hash) = str::from_utf8(password)
+        .ok()
+        .and_then(|p| p.strip_prefix(HASH_MARK))
+    else {
+        return Some(Password::Plain(password.into()));
+    };
+    let hash = hashed(hash);
+    if hash.is_none() {
+        let problem = format!(
+            "{} does not hold a password hash that can be used",
+            path.display()
+        );
+        let mend = "make it anew with `tollgate egress hash-password`";
+        value.wrong(problem, mend);
+    }
+    hash.map(Password::Hashed)
 }
 
 /// The one address of a listener.

@@ -18,7 +18,7 @@ mod egress;
 
 pub use egress::{
     Action, DestinationPattern, Diversion, Egress, EgressClient, EgressListener, Forward,
-    ForwardTo, Password, PolicyRule, Protocol, Synthetic, Transparent,
+    ForwardTo, Password, PasswordHash, PolicyRule, Protocol, Synthetic, Transparent,
 };
 
 /// One whole configuration.

@@ -49,6 +49,7 @@ impl Door {
 pub(super) struct Rules<'a> {
     pub(super) destinations: &'a Destinations,
     pub(super) quotas: &'a [Quota],
+    pub(super) max_tunnels: Option<usize>,
 }
 
 /// The rules for this ask, if its listener is still there and still lets this client in.
@@ -62,6 +63,7 @@ pub(super) fn permitted<'a>(snapshot: &'a Snapshot, ask: &Ask) -> Result<Rules<'
             Ok(Rules {
                 destinations: &forward.destinations,
                 quotas: &forward.quotas,
+                max_tunnels: forward.max_tunnels,
             })
         } else {
             Err(Refusal::ClientDenied)
@@ -77,23 +79,20 @@ pub(super) fn permitted<'a>(snapshot: &'a Snapshot, ask: &Ask) -> Result<Rules<'
         let gate = gate(snapshot, ask.listen)?;
         (&gate.clients, &gate.quotas)
     };
-    let known = |c: &GateClient| c.name == ask.client && c.from.contains(address);
-    if clients.iter().any(known) {
-        Ok(Rules {
-            destinations: &exit.destinations,
-            quotas,
-        })
-    } else {
-        Err(Refusal::ClientDenied)
-    }
+    let known = |c: &&GateClient| c.name == ask.client && c.from.contains(address);
+    let client = clients.iter().find(known).ok_or(Refusal::ClientDenied)?;
+    Ok(Rules {
+        destinations: &exit.destinations,
+        quotas,
+        max_tunnels: client.max_tunnels,
+    })
 }
 
 /// The gate at `listen`, if it is still configured.
-pub(super) fn gate(snapshot: &Snapshot, listen: SocketAddr) -> Result<&Gate, Refusal> {
+pub(super) fn gate(snapshot: &Snapshot, listen: SocketAddr) -> Result<&Arc<Gate>, Refusal> {
     snapshot
         .egress
         .as_ref()
         .and_then(|exit| exit.listeners.iter().find(|g| g.listen == listen))
-        .map(|gate| &**gate)
         .ok_or(Refusal::PolicyChanged)
 }

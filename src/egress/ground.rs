@@ -89,7 +89,7 @@ fn resolver(config: &Config) -> Option<Arc<Resolver>> {
 }
 
 /// `local`, the fixed and advertised addresses and all that we listen on; the doors of egress and administration.
-fn own(config: &Config, local: HashSet<IpAddr>) -> Own {
+pub fn own(config: &Config, local: HashSet<IpAddr>) -> Own {
     let doors = match &config.egress {
         Some(egress) => doors(egress).chain([config.admin.listen]).collect(),
         None => vec![config.admin.listen],

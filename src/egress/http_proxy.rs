@@ -26,8 +26,7 @@ use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use super::identify::{Claim, who};
-use super::linger::Lingering;
+use super::identify::Claim;
 use super::problem::{Refused, problem};
 use super::{Ask, Carried, Door, Egress, HELLO_LIMIT, Reply, gate, outcome};
 use crate::addr::{Destination, Peer};
@@ -38,9 +37,11 @@ use crate::relay::{Flow, relay};
 use crate::sessions::Session;
 use crate::workers;
 
+mod entry;
 mod exchange;
 mod head;
 
+use entry::Entry;
 use exchange::Counted;
 pub(super) use exchange::Exchange;
 
@@ -87,7 +88,7 @@ pub(super) async fn serve(
         .header_read_timeout(HELLO_LIMIT)
         .max_buf_size(HEAD_BYTES_MAX)
         .writev(false)
-        .serve_connection(TokioIo::new(Lingering::new(tcp)), service)
+        .serve_connection(TokioIo::new(Entry::new(tcp)), service)
         .with_upgrades();
     let mut connection = std::pin::pin!(connection);
     let mut leaving = false;
@@ -110,7 +111,9 @@ impl Client {
     /// Walks one request through the corridor, in a task that outlives the HTTP side of a tunnel.
     async fn answer(self: Arc<Self>, mut request: Request<Incoming>) -> Answer {
         let id = Id::new();
-        let ask = match self.read(id, &request) {
+        let basic = Basic::read(request.headers());
+        let client = self.client(basic).await;
+        let ask = match client.and_then(|client| self.read(id, client, &request)) {
             Ok(ask) => ask,
             Err(refusal) => {
                 let target = request.uri().authority().map_or("", |a| a.as_str());
@@ -137,14 +140,17 @@ impl Client {
             .unwrap_or_else(|_| problem(id, Refusal::Draining).map(Either::Left))
     }
 
-    fn read(&self, id: Id, request: &Request<Incoming>) -> Result<Ask, Refusal> {
-        let snapshot = self.egress.live.load();
-        let gate = gate(&snapshot, self.listen)?;
+    /// Who is asking.
+    async fn client(&self, basic: Option<Basic>) -> Result<Arc<str>, Refusal> {
+        let gate = Arc::clone(gate(&self.egress.live.load(), self.listen)?);
         if !gate.http {
             return Err(Refusal::Unsupported);
         }
-        let basic = Basic::read(request.headers());
-        let client = who(gate, self.peer, basic.as_ref().map(Basic::claim))?;
+        let claim = basic.as_ref().map(Basic::claim);
+        self.egress.who(&gate, self.peer, claim).await
+    }
+
+    fn read(&self, id: Id, client: Arc<str>, request: &Request<Incoming>) -> Result<Ask, Refusal> {
         let (door, destination) = target(request)?;
         Ok(Ask {
             id,
@@ -263,11 +269,12 @@ impl Tunnel {
         let Ok(Ok(upgraded)) = timeout(HELLO_LIMIT, self.upgrade).await else {
             return Carried::aborted(); // it went away, or does not read even its answer
         };
-        let Ok(parts) = upgraded.downcast::<TokioIo<Lingering>>() else {
+        let Ok(parts) = upgraded.downcast::<TokioIo<Entry>>() else {
             return Carried::aborted(); // cannot be: that is what hyper was given
         };
-        let tcp = parts.io.into_inner().into_inner();
-        let end = relay((tcp, &parts.read_buf), dialled.stream, flow, idle, stop).await;
+        let (tcp, behind) = parts.io.into_inner().into_parts();
+        let early = [&parts.read_buf[..], &behind].concat();
+        let end = relay((tcp, &early), dialled.stream, flow, idle, stop).await;
         Carried {
             outcome: outcome(&end),
             status: Some(200),

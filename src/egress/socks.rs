@@ -1,13 +1,14 @@
 //! The SOCKS5 door: greeting, method, credentials, request; each message of ours leaves in one write.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::identify::{Claim, who};
+use super::identify::Claim;
 use super::linger::last_words;
 use super::{Ask, Carried, Door, Egress, HELLO_LIMIT, Reply, gate, outcome};
 use crate::addr::Peer;
@@ -71,16 +72,15 @@ impl Caller {
             .hear(socks::greeting)
             .await
             .map_err(|error| self.no_greeting(error))?;
-        let snapshot = egress.live.load();
-        let gate =
-            gate(&snapshot, listen).map_err(|r| rejected(r, socks::choose(socks::NO_METHOD)))?;
+        let gate = gate(&egress.live.load(), listen).map(Arc::clone);
+        let gate = gate.map_err(|r| rejected(r, socks::choose(socks::NO_METHOD)))?;
         if !gate.socks5 {
             return Err(rejected(
                 Refusal::Unsupported,
                 socks::choose(socks::NO_METHOD),
             ));
         }
-        let client = match who(gate, peer, None) {
+        let client = match egress.who(&gate, peer, None).await {
             Ok(client) if offered.no_authentication => {
                 self.say(&socks::choose(socks::NO_AUTHENTICATION)).await?;
                 client
@@ -98,7 +98,9 @@ impl Caller {
                     .await
                     .map_err(|_| silent(Refusal::Malformed))?;
                 let (user, password) = (&*claimed.user, &*claimed.password);
-                let client = who(gate, peer, Some(Claim { user, password }))
+                let client = egress
+                    .who(&gate, peer, Some(Claim { user, password }))
+                    .await
                     .map_err(|refusal| rejected(refusal, socks::verdict(false)))?;
                 self.say(&socks::verdict(true)).await?;
                 client
@@ -110,7 +112,6 @@ impl Caller {
                 ));
             }
         };
-        drop(snapshot);
         let destination = self.hear(socks::request).await.map_err(no_request)?;
         Ok(Ask {
             id: Id::new(),

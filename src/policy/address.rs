@@ -40,6 +40,18 @@ pub struct Families {
     pub v6: bool,
 }
 
+/// Why one address may be dialled or not.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Verdict {
+    Dialled,
+    /// There is no fixed address of its family.
+    NoFixedAddress,
+    /// It is our own, or leads to a listener of ours.
+    Ours,
+    /// It is special-purpose or private, and the rule does not name it.
+    Special,
+}
+
 /// Judges what the destination resolved to. IPv6 and IPv4 take turns in the result, IPv6 first (RFC 8305 section 4).
 pub fn check(
     allowed: &Allowed,
@@ -52,7 +64,8 @@ pub fn check(
     let passed: Vec<IpAddr> = found
         .iter()
         .map(IpAddr::to_canonical)
-        .filter(|address| passes(*address, port, allowed, own) && seen.insert(*address))
+        .filter(|address| judge(*address, port, allowed, own) == Verdict::Dialled)
+        .filter(|address| seen.insert(*address))
         .collect();
     if passed.is_empty() {
         return Err(Refusal::AddressDenied);
@@ -105,22 +118,38 @@ impl Own {
     }
 }
 
-fn passes(address: IpAddr, port: u16, allowed: &Allowed, own: &Own) -> bool {
+/// Judges one address of what is allowed.
+pub fn verdict(allowed: &Allowed, address: IpAddr, own: &Own, families: Families) -> Verdict {
+    let address = address.to_canonical();
+    match judge(address, allowed.destination().port, allowed, own) {
+        Verdict::Dialled if !families.have(address) => Verdict::NoFixedAddress,
+        verdict => verdict,
+    }
+}
+
+fn judge(address: IpAddr, port: u16, allowed: &Allowed, own: &Own) -> Verdict {
     // Connecting to the unspecified address reaches loopback, past everything said about that.
     if address.is_unspecified() || own.is_door(address, port) || own.synthetic.contains(address) {
-        return false;
+        return Verdict::Ours;
     }
+    let unless_ours = |ours: bool| {
+        if ours {
+            Verdict::Ours
+        } else {
+            Verdict::Dialled
+        }
+    };
     if allowed.covers(address) {
         // All of loopback is ours; of other networks only what was named as itself, or a private network around the
         // gateway would open the gateway.
-        return address.is_loopback()
-            || allowed.names(address)
-            || !own.addresses.contains(&address);
+        let named = address.is_loopback() || allowed.names(address);
+        return unless_ours(!named && own.addresses.contains(&address));
     }
     match allowed.literal() {
-        Literal::Exact => true,
-        Literal::Network => !own.addresses.contains(&address),
-        Literal::No => is_public(address) && !own.is_ours(address),
+        Literal::Exact => Verdict::Dialled,
+        Literal::Network => unless_ours(own.addresses.contains(&address)),
+        Literal::No if !is_public(address) => Verdict::Special,
+        Literal::No => unless_ours(own.is_ours(address)),
     }
 }
 

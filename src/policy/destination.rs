@@ -105,6 +105,13 @@ impl Destinations {
         }
     }
 
+    /// The rule that decides about `destination`, and what it says; `None`: no rule matches, or there is none.
+    pub fn deciding(&self, client: &str, destination: &Destination) -> Option<(&str, Action)> {
+        let mut rules = self.rules.iter();
+        let rule = rules.find(|rule| rule.matching(client, destination).is_some())?;
+        Some((&rule.name, rule.action))
+    }
+
     /// Judges `destination` for the egress client of that name.
     pub fn judge(&self, client: &str, destination: Destination) -> Result<Allowed, Refusal> {
         if self.rules.is_empty() {

@@ -120,6 +120,19 @@ pub fn is_here(address: IpAddr) -> bool {
         .is_ok()
 }
 
+/// Whether the system knows a way from `address` to everywhere else. Sends nothing.
+pub fn has_route(address: IpAddr) -> io::Result<()> {
+    // Documentation addresses (RFC 5737, RFC 3849): only the default route leads to them.
+    let beyond: IpAddr = match address {
+        IpAddr::V4(_) => Ipv4Addr::new(192, 0, 2, 1).into(),
+        IpAddr::V6(_) => Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into(),
+    };
+    let domain = Domain::for_address(SocketAddr::new(address, 0));
+    let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
+    socket.bind(&SocketAddr::new(address, 0).into())?;
+    socket.connect(&SocketAddr::new(beyond, 9).into())
+}
+
 /// Those of `ports` that the system's own range holds: connections leave from no others, and from any of the system's
 /// if there are none.
 pub fn usable(ports: (u16, u16)) -> Option<(u16, u16)> {

@@ -1,6 +1,7 @@
 //! The way out, with meaning: `[egress]` and what is in it.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -31,6 +32,19 @@ pub struct Egress {
 }
 
 impl Egress {
+    /// Every client, whichever way it comes, once and in order.
+    pub fn client_names(&self) -> Vec<&str> {
+        let gates = self.listeners.iter().map(|l| &l.clients);
+        let clients = gates.chain(self.transparent.iter().map(|t| &t.clients));
+        let names = clients.flatten().map(|client| &*client.name);
+        let mut names: Vec<&str> = names
+            .chain(self.forwards.iter().map(|f| &*f.name))
+            .collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+
     /// Every address that is listened on, under its key.
     pub(super) fn listens(&self) -> Vec<(String, SocketAddr)> {
         let mut listens = Vec::new();
@@ -73,11 +87,24 @@ pub struct EgressClient {
     pub from: Vec<IpNet>,
     /// Basic or SOCKS5 password; the user is `name`. `None`: the address is enough.
     pub password: Option<Password>,
+    /// Connections out at the same time, in each process; `None`: as many as sessions.
+    pub max_tunnels: Option<usize>,
 }
 
 /// A password that does not show itself.
 #[derive(Clone, Eq, PartialEq)]
-pub struct Password(pub Box<[u8]>);
+pub enum Password {
+    Plain(Box<[u8]>),
+    Hashed(PasswordHash),
+}
+
+/// What is left of a password: PBKDF2-HMAC-SHA256 (RFC 8018).
+#[derive(Clone, Eq, PartialEq)]
+pub struct PasswordHash {
+    pub iterations: NonZeroU32,
+    pub salt: Box<[u8]>,
+    pub hash: Box<[u8]>,
+}
 
 impl std::fmt::Debug for Password {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -95,6 +122,8 @@ pub struct Forward {
     pub protocol: Protocol,
     /// Who may connect; loopback by default.
     pub from: Vec<IpNet>,
+    /// As that of a listener's client.
+    pub max_tunnels: Option<usize>,
     /// Special-purpose addresses that `to` may nevertheless resolve to.
     pub addresses: Vec<IpNet>,
     /// Names in [`super::Config::limits`].

@@ -116,11 +116,9 @@ impl Egress {
             drop(snapshot);
             return named_forward::serve(&self, tcp, &session, peer, &forward).await;
         }
-        let transparent = exit.transparent.as_ref();
-        if let Some(transparent) = transparent.filter(|t| t.listen.contains(&listen)) {
-            let transparent = Arc::clone(transparent);
-            let from = (listen, snapshot, transparent);
-            return transparent::serve(&self, tcp, &session, peer, from).await;
+        if (exit.transparent.iter()).any(|transparent| transparent.listen.contains(&listen)) {
+            drop(snapshot);
+            return transparent::serve(&self, tcp, &session, listen, peer).await;
         }
         let Some(gate) = exit.listeners.iter().find(|g| g.listen == listen) else {
             return;

@@ -26,9 +26,14 @@ pub(super) async fn serve(
     egress: &Egress,
     tcp: TcpStream,
     session: &Session,
+    listen: SocketAddr,
     peer: Peer,
-    (listen, snapshot, transparent): (SocketAddr, Arc<Snapshot>, Arc<Transparent>),
 ) {
+    let snapshot = egress.live.load();
+    let exit = snapshot.egress.as_ref();
+    let Some(transparent) = exit.and_then(|exit| exit.transparent.clone()) else {
+        return; // taken away a moment ago
+    };
     let meant = socket::original_destination(&tcp);
     let Ok(meant) = meant.map(|m| SocketAddr::new(m.ip().to_canonical(), m.port())) else {
         return; // gone before it was served

@@ -21,7 +21,7 @@ use crate::audit::{self, Journal, OnDamage};
 use crate::config::typed::LogFormat;
 use crate::config::{self, Mistakes, Warning};
 use crate::dial;
-use crate::egress::Egress;
+use crate::egress::{Egress, Names};
 use crate::ingress::Ingress;
 use crate::limit::Limits;
 use crate::listener::{BindError, Bound, Reception};
@@ -36,7 +36,7 @@ use crate::workers::{Hooks, Workers};
 mod doors;
 mod machine;
 
-use doors::{Doors, Wings};
+use doors::{Doors, Laid, Wings};
 use machine::{descriptors, ports};
 
 /// Why the process could not start.
@@ -233,7 +233,7 @@ impl House {
         }
     }
 
-    fn enact(&mut self, prepared: Prepared, plan: Plan, bound: Vec<(Listen, Bound)>) {
+    fn enact(&mut self, prepared: Prepared, plan: Plan, bound: Vec<(Listen, Laid)>) {
         let generation = self.reloader.enact(prepared);
         if let Err(error) = self.steward.enact(plan) {
             tracing::error!(%error, "no certificate can be ordered; restart");
@@ -345,6 +345,7 @@ fn keyring(
 /// One instance of each wing per worker.
 fn wings(count: usize, live: &Live, journal: &Journal, metrics: &Arc<Metrics>) -> Wings {
     let limits = Arc::new(Limits::new(Arc::clone(metrics)));
+    let names = Arc::new(Names::new(Arc::clone(metrics)));
     let ingress = || {
         Ingress::new(
             live.clone(),
@@ -359,6 +360,7 @@ fn wings(count: usize, live: &Live, journal: &Journal, metrics: &Arc<Metrics>) -
             journal.clone(),
             Arc::clone(&limits),
             Arc::clone(metrics),
+            Arc::clone(&names),
         )
     };
     Wings {

@@ -36,7 +36,7 @@ enum Command {
     Check(check::Arguments),
     /// Start a sample server, the edge before it and the gateway out, with no file, no network and no root
     Demo(demo::Arguments),
-    /// Prove the fixed address: that it is here, that connections leave from it, how the outside sees it
+    /// The way out: prove the fixed address, print the firewall rules that lead to it, hash a password
     Egress(egress::Arguments),
     /// Say which rule decides about a destination, which addresses it has, and whether it answers
     Explain(explain::Arguments),

@@ -23,6 +23,7 @@ mod seals;
 mod sets;
 mod tickets;
 mod tls;
+mod transparent;
 pub mod typed;
 mod units;
 
@@ -229,10 +230,12 @@ fn whole(root: &Table<'_>, folder: &Path) -> Config {
 fn unused(root: &Table<'_>, config: &Config, sets: &Sets) {
     let routes = || config.ingress.iter().flat_map(|i| &i.routes);
     let egress = || config.egress.iter();
+    let transparent = || egress().flat_map(|e| &e.transparent);
     let limits: BTreeSet<_> = (config.ingress.iter().flat_map(|i| &i.limits))
         .chain(routes().flat_map(|r| &r.limits))
         .chain(egress().flat_map(|e| &e.listeners).flat_map(|l| &l.limits))
         .chain(egress().flat_map(|e| &e.forwards).flat_map(|f| &f.limits))
+        .chain(transparent().flat_map(|t| t.limits.iter().chain(&t.dns_limits)))
         .collect();
     for name in config.limits.keys() {
         if !limits.contains(name) {

@@ -35,12 +35,17 @@ mod http_proxy;
 mod identify;
 mod linger;
 mod named_forward;
+mod names;
 mod problem;
 mod reply;
+mod responder;
 mod socks;
+mod transparent;
+
+pub use ground::own;
+pub use names::Names;
 
 use ask::{Ask, Door, gate, permitted};
-pub use ground::own;
 use ground::{Ground, Grounds};
 use identify::{Claim, Verified};
 use problem::Refused;
@@ -58,6 +63,7 @@ pub struct Egress {
     journal: Journal,
     limits: Arc<Limits>,
     metrics: Arc<Metrics>,
+    names: Arc<Names>,
     grounds: Grounds,
     verified: Verified,
 }
@@ -79,12 +85,19 @@ struct Judged {
 
 impl Egress {
     /// For one worker; all but the grounds are shared by all.
-    pub fn new(live: Live, journal: Journal, limits: Arc<Limits>, metrics: Arc<Metrics>) -> Self {
+    pub fn new(
+        live: Live,
+        journal: Journal,
+        limits: Arc<Limits>,
+        metrics: Arc<Metrics>,
+        names: Arc<Names>,
+    ) -> Self {
         Self {
             live,
             journal,
             limits,
             metrics,
+            names,
             grounds: Grounds::default(),
             verified: Verified::new(),
         }
@@ -104,6 +117,10 @@ impl Egress {
             let forward = Arc::clone(forward);
             drop(snapshot);
             return named_forward::serve(&self, tcp, &session, peer, &forward).await;
+        }
+        if (exit.transparent.iter()).any(|transparent| transparent.listen.contains(&listen)) {
+            drop(snapshot);
+            return transparent::serve(&self, tcp, &session, listen, peer).await;
         }
         let Some(gate) = exit.listeners.iter().find(|g| g.listen == listen) else {
             return;

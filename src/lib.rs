@@ -46,6 +46,7 @@ pub mod secret;
 pub mod telemetry;
 /// Formats of the wire: parsers and writers without I/O.
 pub mod wire {
+    pub mod dns;
     pub mod http;
     pub mod proxy_protocol;
     pub mod socks;

@@ -1,7 +1,7 @@
 //! Accepting: bind, accept, back off, hand over to the least busy worker.
 //!
 //! An accept that fails never ends the loop. A listener that is replaced by a reload is bound before the old one is
-//! closed, and one that stays is not touched, so no queued connection is lost.
+//! closed, and one that stays is not touched, so no queued connection is lost. Datagrams are received in `datagrams`.
 
 use std::fmt;
 use std::future::Future;
@@ -20,6 +20,10 @@ use crate::socket;
 use crate::telemetry::{Metrics, Way};
 use crate::workers::Crew;
 
+mod datagrams;
+
+pub use datagrams::BoundDatagrams;
+
 /// A bound socket that nobody accepts from yet.
 pub struct Bound {
     address: SocketAddr,
@@ -37,6 +41,8 @@ pub struct Listener {
 #[derive(Debug)]
 pub struct BindError {
     address: SocketAddr,
+    /// Whether it was to take connections to any address.
+    any: bool,
     source: io::Error,
 }
 
@@ -54,10 +60,22 @@ const BACK_OFF: Duration = Duration::from_millis(50);
 impl Bound {
     /// Binds `address`; port 0 takes a free one.
     pub fn new(address: SocketAddr) -> Result<Self, BindError> {
-        let socket = socket::listen(address).map_err(|source| BindError { address, source })?;
-        let address = socket
-            .local_addr()
-            .map_err(|source| BindError { address, source })?;
+        let made = socket::listen(address);
+        Self::of(made).map_err(|source| BindError::new(address, source))
+    }
+
+    /// As [`Bound::new`], for connections to any address that the firewall hands over (TPROXY).
+    pub fn to_any(address: SocketAddr) -> Result<Self, BindError> {
+        let made = socket::listen_to_any(address);
+        Self::of(made).map_err(|source| BindError {
+            any: true,
+            ..BindError::new(address, source)
+        })
+    }
+
+    fn of(made: io::Result<std::net::TcpListener>) -> io::Result<Self> {
+        let socket = made?;
+        let address = socket.local_addr()?;
         Ok(Self { address, socket })
     }
 
@@ -156,6 +174,17 @@ fn is_peers_doing(error: &io::Error) -> bool {
     )
 }
 
+impl BindError {
+    fn new(address: SocketAddr, source: io::Error) -> Self {
+        let any = false;
+        Self {
+            address,
+            any,
+            source,
+        }
+    }
+}
+
 impl fmt::Display for BindError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mend = match self.source.kind() {
@@ -163,6 +192,9 @@ impl fmt::Display for BindError {
                 "another process listens there; stop it or choose another port"
             }
             io::ErrorKind::AddrNotAvailable => "no interface has that address; check `ip address`",
+            io::ErrorKind::PermissionDenied if self.any => {
+                "taking connections to any address needs CAP_NET_ADMIN; grant it, or set `egress.transparent.mode` to \"redirect\""
+            }
             io::ErrorKind::PermissionDenied => {
                 "ports below 1024 need CAP_NET_BIND_SERVICE; grant it or choose another port"
             }

@@ -195,9 +195,15 @@ refusals! {
     /// The name does not exist or has no address.
     NameNotFound = "name_not_found", Remote, 502, 4, "dns_error",
         "the destination name has no address";
+    /// Half of the synthetic addresses, or the client's share of them, stand for names already.
+    NamesExhausted = "names_exhausted", Us, 503, 1, "connection_limit_reached",
+        "no synthetic address is left for another name; widen `egress.transparent.synthetic`";
     /// A request for a page, sent to the proxy itself.
     NotForAProxy = "not_for_a_proxy", Client, 400, 1, "http_request_error",
         "this is an egress proxy, not a web site; name it as the HTTP or SOCKS5 proxy of your client, as in http_proxy=http://host:port";
+    /// A connection that nobody redirected, to the listener for redirected ones.
+    NotRedirected = "not_redirected", Client, 400, 2, "http_request_error",
+        "this port takes connections that the firewall redirects; `tollgate egress rules --print` says how";
     /// Plain HTTP where TLS is spoken.
     PlainHttp = "plain_http", Client, 400, 1, "tls_protocol_error",
         "this port speaks HTTPS only; use https:// in the address";
@@ -228,6 +234,9 @@ refusals! {
     /// Too many sessions are open.
     SessionLimit = "session_limit", Us, 503, 1, "connection_limit_reached",
         "too many connections are open or requests in flight; try again";
+    /// A connection to a synthetic address that stands for no name.
+    SyntheticUnknown = "synthetic_unknown", Client, 502, 4, "dns_error",
+        "this synthetic address stands for no name, or no longer does; look the name up again";
     /// The protocol or feature is not spoken here.
     Unsupported = "unsupported", Client, 501, 7, "http_protocol_error",
         "this protocol, method or command is not supported here";

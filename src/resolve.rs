@@ -16,12 +16,13 @@ use hickory_resolver::config::{
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::net::{DnsError, NetError};
 use hickory_resolver::proto::op::ResponseCode;
-use hickory_resolver::proto::rr::{Name, RData, RecordType};
+use hickory_resolver::proto::rr::{Name, RData, Record, RecordType};
 use hickory_resolver::{TokioResolver, system_conf};
 use tokio::time::timeout;
 
 use crate::addr::Families;
 use crate::outcome::Refusal;
+use crate::wire::dns::Data;
 
 /// For a whole name, all families and attempts together.
 const RESOLVE_LIMIT: Duration = Duration::from_secs(5);
@@ -35,6 +36,8 @@ const FAMILY_GRACE: Duration = Duration::from_millis(250);
 const CACHE_ENTRIES: u64 = 4096;
 /// However long an answer says it is good: a data source that moves is found again within it.
 const ANSWER_AGE_MAX: Duration = Duration::from_secs(3600);
+/// Records of one answer that are passed on.
+const RECORDS_MAX: usize = 64;
 /// A name that does not exist may exist soon.
 const ABSENCE_AGE_MAX: Duration = Duration::from_secs(30);
 
@@ -71,6 +74,21 @@ impl Resolver {
         timeout(RESOLVE_LIMIT, self.families(&name, families))
             .await
             .unwrap_or(Err(Refusal::ResolveTimeout))
+    }
+
+    /// The records of `name` that say where a service is (SRV) or what to know about it (TXT). No address is in them.
+    pub async fn records(&self, name: &str, kind: u16) -> Result<Vec<Data>, Refusal> {
+        let name = Name::from_ascii(format!("{name}.")).map_err(|_| Refusal::NameInvalid)?;
+        let lookup = self.inner.lookup(name, RecordType::from(kind));
+        let lookup = timeout(RESOLVE_LIMIT, lookup).await;
+        let found = lookup.map_err(|_| Refusal::ResolveTimeout)?;
+        let found = found.map_err(|error| refusal(&error))?;
+        Ok(found
+            .answers()
+            .iter()
+            .filter_map(data)
+            .take(RECORDS_MAX)
+            .collect())
     }
 
     async fn families(&self, name: &Name, families: Families) -> Result<Vec<IpAddr>, Refusal> {
@@ -136,6 +154,19 @@ async fn both(
         // A server that failed for one family says less than one that knows there is nothing.
         (Err(Refusal::NameNotFound), Some(Err(other))) => Err(other),
         (Err(refusal), _) => Err(refusal),
+    }
+}
+
+fn data(record: &Record) -> Option<Data> {
+    match &record.data {
+        RData::SRV(srv) => Some(Data::Service {
+            priority: srv.priority,
+            weight: srv.weight,
+            port: srv.port,
+            target: srv.target.to_ascii().into(),
+        }),
+        RData::TXT(txt) => Some(Data::Text(txt.txt_data.clone())),
+        _ => None,
     }
 }
 

@@ -13,7 +13,9 @@ use ipnet::IpNet;
 
 use crate::addr::{Host, PrefixSet};
 use crate::audit::ReceiptKey;
-use crate::config::typed::{self, Config, HostPattern, OnFailure, Timeouts, Upstream};
+use crate::config::typed::{
+    self, Config, Diversion, HostPattern, OnFailure, Synthetic, Timeouts, Upstream,
+};
 use crate::config::{Mistakes, Remark, Warning};
 use crate::limit::Quota;
 use crate::policy::allow_list::AllowList;
@@ -75,6 +77,7 @@ pub struct Route {
 pub struct Exit {
     pub listeners: Vec<Arc<Gate>>,
     pub forwards: Vec<Arc<Forward>>,
+    pub transparent: Option<Arc<Transparent>>,
     pub destinations: Destinations,
 }
 
@@ -109,15 +112,42 @@ pub struct Forward {
     pub quotas: Vec<Quota>,
 }
 
+/// What the firewall redirects, and the names it was meant for, compiled.
+pub struct Transparent {
+    pub listen: Vec<SocketAddr>,
+    pub dns_listen: Vec<SocketAddr>,
+    pub synthetic: Synthetic,
+    pub clients: Vec<GateClient>,
+    /// Whole seconds.
+    pub ttl: Duration,
+    /// Of connections.
+    pub quotas: Vec<Quota>,
+    /// Of questions.
+    pub dns_quotas: Vec<Quota>,
+    pub forward_to: Option<ForwardTo>,
+}
+
+/// Names that somebody else answers for.
+pub struct ForwardTo {
+    pub names: Vec<HostPattern>,
+    /// At least one.
+    pub servers: Arc<[SocketAddr]>,
+}
+
 /// Where the connections of a bound socket lead.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum Leads {
-    /// `egress.listener` and `egress.forward`: which of them it is, is looked up for each connection.
+    /// `egress.transparent.dns_listen`: datagrams and streams.
+    Names,
+    /// `egress.listener`, `egress.forward` and `egress.transparent.listen`: which of them it is, is looked up for each
+    /// connection.
     Out,
     /// `ingress.listen`
     In,
     /// `ingress.redirect_http`
     Redirect,
+    /// `egress.transparent.listen` that takes connections to any address.
+    Tproxy,
 }
 
 /// A socket to be bound, and where it leads.
@@ -189,7 +219,13 @@ impl Snapshot {
         let exits = || self.egress.iter();
         let gates = exits().flat_map(|e| e.listeners.iter().map(|g| (Leads::Out, g.listen)));
         let forwards = exits().flat_map(|e| e.forwards.iter().map(|f| (Leads::Out, f.listen)));
-        tls.chain(plain).chain(gates).chain(forwards).collect()
+        let egress = || self.config.egress.iter();
+        let transparent = egress().flat_map(|e| &e.transparent).flat_map(diverted);
+        tls.chain(plain)
+            .chain(gates)
+            .chain(forwards)
+            .chain(transparent)
+            .collect()
     }
 }
 
@@ -272,25 +308,61 @@ fn exit(config: &Config, egress: &typed::Egress) -> Exit {
             .iter()
             .map(|f| Arc::new(forward(config, f)))
             .collect(),
+        transparent: egress
+            .transparent
+            .as_ref()
+            .map(|t| Arc::new(transparent(config, t))),
         destinations: Destinations::new(&egress.policy),
     }
 }
 
 fn gate(config: &Config, listener: &typed::EgressListener) -> Gate {
-    let clients = listener.clients.iter().map(|client| GateClient {
-        name: client.name.as_str().into(),
-        from: set(&client.from),
-        password: client.password.clone(),
-        max_tunnels: client.max_tunnels,
-    });
     Gate {
         listen: listener.listen,
         http: listener.http,
         socks4: listener.socks4,
         socks5: listener.socks5,
-        clients: clients.collect(),
+        clients: clients(&listener.clients),
         quotas: quotas(config, &listener.limits),
     }
+}
+
+fn clients(clients: &[typed::EgressClient]) -> Vec<GateClient> {
+    let client = |client: &typed::EgressClient| GateClient {
+        name: client.name.as_str().into(),
+        from: set(&client.from),
+        password: client.password.clone(),
+        max_tunnels: client.max_tunnels,
+    };
+    clients.iter().map(client).collect()
+}
+
+fn transparent(config: &Config, transparent: &typed::Transparent) -> Transparent {
+    let forward_to = transparent.forward_to.as_ref().map(|to| ForwardTo {
+        names: to.names.clone(),
+        servers: to.servers.as_slice().into(),
+    });
+    Transparent {
+        listen: transparent.listen.clone(),
+        dns_listen: transparent.dns_listen.clone(),
+        synthetic: transparent.synthetic.clone(),
+        clients: clients(&transparent.clients),
+        ttl: transparent.ttl,
+        quotas: quotas(config, &transparent.limits),
+        dns_quotas: quotas(config, &transparent.dns_limits),
+        forward_to,
+    }
+}
+
+/// The sockets of the transparent way.
+fn diverted(transparent: &typed::Transparent) -> impl Iterator<Item = Listen> {
+    let leads = match transparent.mode {
+        Diversion::Redirect => Leads::Out,
+        Diversion::Tproxy => Leads::Tproxy,
+    };
+    let streams = transparent.listen.iter().map(move |a| (leads, *a));
+    let names = transparent.dns_listen.iter().map(|a| (Leads::Names, *a));
+    streams.chain(names)
 }
 
 fn forward(config: &Config, forward: &typed::Forward) -> Forward {

@@ -1,15 +1,16 @@
 //! Every socket is made here.
 //!
 //! Listening and connecting for the ingress; dialling from the fixed address has options of its own and stands in
-//! `socket/fixed`. Nothing here resolves a name. How many there may be is asked for here, too.
+//! `socket/fixed`, datagrams in `socket/datagram`. Nothing here resolves a name. How many there may be is asked for here, too.
 
 use std::io;
 use std::net::SocketAddr;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::TcpStream;
 
+pub mod datagram;
 pub mod fixed;
 
 /// Connections that the kernel queues before we accept them.
@@ -31,6 +32,15 @@ pub fn raise_descriptors() -> Option<u64> {
 
 /// A non-blocking listener; `SO_REUSEADDR`, and IPv6 only for IPv6 addresses.
 pub fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    listening(address, false)
+}
+
+/// As [`listen`], and takes connections to any address that the firewall hands it (TPROXY). Needs `CAP_NET_ADMIN`.
+pub fn listen_to_any(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    listening(address, true)
+}
+
+fn listening(address: SocketAddr, any: bool) -> io::Result<std::net::TcpListener> {
     let socket = Socket::new(
         Domain::for_address(address),
         Type::STREAM,
@@ -39,11 +49,29 @@ pub fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
+    match address {
+        SocketAddr::V4(_) if any => socket.set_ip_transparent_v4(true)?,
+        SocketAddr::V6(_) if any => socket.set_ip_transparent_v6(true)?,
+        _ => {}
+    }
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
+}
+
+/// Where an accepted connection was meant to go before the firewall redirected it; where it arrived, if that is the
+/// same.
+pub fn original_destination(stream: &TcpStream) -> io::Result<SocketAddr> {
+    let local = stream.local_addr()?;
+    let socket = SockRef::from(stream);
+    let original = match local {
+        SocketAddr::V4(_) => socket.original_dst_v4(),
+        SocketAddr::V6(_) => socket.original_dst_v6(),
+    };
+    // Without connection tracking nothing was rewritten.
+    Ok(original.ok().and_then(|o| o.as_socket()).unwrap_or(local))
 }
 
 /// Connects to an upstream, from any local address, without delay of small writes.

@@ -21,6 +21,10 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use crate::clock;
 use crate::outcome::Refusal;
 
+mod questions;
+
+pub use questions::{Answered, Questions};
+
 /// The two ways through the house, as a label and a record field.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum Way {
@@ -74,6 +78,8 @@ pub struct Metrics {
     pub reload_failures: Counter,
     /// Keys that the rate limiter holds.
     pub limiter_keys: Gauge<i64>,
+    /// Questions for names, of transparent clients.
+    pub questions: Questions,
     /// Requests counted against the shared overflow bucket because the table was full.
     pub limiter_overflow: Counter,
     certificates: Family<CertificateLabel, Gauge>,
@@ -217,6 +223,7 @@ impl Metrics {
             }),
             journal_sync_seconds: Histogram::new(exponential_buckets(0.000_05, 2.0, 18)),
             fixed_address: ["ipv4", "ipv6"].map(|f| one(&family, FamilyLabel { family: f })),
+            questions: Questions::new(&mut registry),
             registry,
             told: AtomicU64::new(0),
             journal_records: Counter::default(),

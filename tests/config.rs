@@ -125,7 +125,7 @@ fn the_full_example_has_every_key() {
             );
         }
     }
-    assert_eq!(tables, 29);
+    assert_eq!(tables, 30);
 }
 
 #[test]
@@ -166,6 +166,18 @@ fn the_full_example_tells_the_true_defaults() {
     assert_eq!(full.listeners[0].listen, small.listeners[0].listen);
     assert_eq!(small.listeners[0].clients[0].name, "local");
     assert_eq!(full.forwards[0].from, small.listeners[0].clients[0].from);
+    let clients = "clients = [{ name = 'app', from = '10.0.0.1' }]";
+    let (small, _) = accepted(&format!(
+        "{EGRESS}resolver.servers = '10.0.0.2'\n[egress.transparent]\n{clients}"
+    ));
+    let small = small.egress.unwrap();
+    assert!(small.listeners.is_empty(), "no door that nobody named");
+    let (full, small) = (full.transparent.unwrap(), small.transparent.unwrap());
+    assert_eq!(full.listen, small.listen);
+    assert_eq!(full.dns_listen, small.dns_listen);
+    assert_eq!(full.mode, small.mode);
+    assert_eq!(full.synthetic, small.synthetic);
+    assert_eq!(full.ttl, small.ttl);
 }
 
 #[test]
@@ -466,6 +478,27 @@ fn an_egress_is_checked() {
             said[2],
         );
     }
+    let clients = "clients = [{ name = 'app', from = '10.0.0.1' }]";
+    for (more, said) in cases(TRANSPARENT) {
+        let clients = if more.contains("clients") {
+            ""
+        } else {
+            clients
+        };
+        let resolver = "resolver.servers = '10.0.0.2'";
+        one(
+            &format!("{EGRESS}{resolver}\n[egress.transparent]\n{clients}\n{more}"),
+            &format!("egress.{}", said[0]),
+            said[1],
+            said[2],
+        );
+    }
+    one(
+        &format!("{EGRESS}transparent = {{ {clients} }}"),
+        "egress.transparent",
+        "no name servers of our own: /etc/resolv.conf of this machine may name Tollgate itself",
+        "add `resolver = { servers = [\"10.0.0.2:53\"] }` to `[egress]`",
+    );
     let mend = "write \"127.0.0.1:9911\"; reach it from elsewhere through a tunnel";
     let problem = "only loopback is served in this release";
     one(
@@ -856,8 +889,6 @@ forwarded_from = []
 
 /// The same within an egress.
 const LATER_EGRESS: &str = r#"
-transparent = {}
-# egress.transparent | use `[[egress.forward]]` for what cannot use a proxy
 
 inject = []
 # egress.inject | leave it out; the platform sends its own credentials
@@ -1297,3 +1328,75 @@ redis = 'redis://me:secret@127.0.0.1'
 user = 'x'
 # limits.store.redis | `redis` is missing | add `redis = "rediss://limits.internal:6379"`
 "#;
+/// The transparent way; the resolver is 10.0.0.2:53.
+const TRANSPARENT: &str = r#"
+clients = []
+# transparent.clients | `clients` is empty | add `clients = [{ name = "app", from = ["10.0.3.0/24"] }]`; for an application on this machine name its own addresses, and loopback
+
+clients = [{ name = 'app', from = '0.0.0.0/0' }]
+# transparent.clients[0].from | an open proxy: everybody, without a password | narrow `from` to those who need it
+
+clients = [{ name = 'app', from = '10.0.0.1', password_file = 'x' }]
+# transparent.clients[0].password_file | unknown key | remove it; known here are from, max_tunnels, name
+
+listen = []
+# transparent.listen | an empty list listens nowhere | write `listen = "127.0.0.1:3129"`, or leave it out
+
+dns_listen = '10.0.0.2:53'
+# resolver.servers | one of them is our own responder | name the servers that know the destinations
+
+dns_listen = '127.0.0.1:3129'
+# transparent.listen | 127.0.0.1:3129 is taken: `egress.transparent.dns_listen` listens on 127.0.0.1:3129 | give one of them another address or port
+
+mode = 'nat'
+# transparent.mode | unknown value "nat" | choose "redirect" or "tproxy"
+
+synthetic = '8.8.0.0/16'
+# transparent.synthetic | 8.8.0.0/16 may belong to somebody | use "198.18.0.0/15", a private block, or one of fc00::/7
+
+synthetic = '198.0.0.0/8'
+# transparent.synthetic | 198.0.0.0/8 may belong to somebody | use "198.18.0.0/15", a private block, or one of fc00::/7
+
+synthetic = '10.0.0.0/25'
+# transparent.synthetic | 10.0.0.0/25 has too few addresses | give a /24 or a larger block
+
+synthetic = ['10.1.0.0/16', '10.2.0.0/16']
+# transparent.synthetic[1] | a second block of this family | keep one IPv4 block, and one IPv6 block if IPv6 is wanted
+
+synthetic = ['198.18.0.0/15', 'fd00::/64']
+# transparent.synthetic[1] | nothing listens in this family | add an address of that family to `listen`, or leave the block out
+
+listen = '[::1]:3129'
+synthetic = 'fd00::/64'
+# transparent.synthetic | no IPv4 block: many clients ask for nothing else | add an IPv4 block, such as "198.18.0.0/15"
+
+ttl = '0s'
+# transparent.ttl | out of range | choose from 1s to 1h
+
+limits = 'x'
+# transparent.limits | no limit is called `x` | add `[limits.x]` with its `rate`
+
+dns_limits = 'x'
+# transparent.dns_limits | no limit is called `x` | add `[limits.x]` with its `rate`
+
+forward_to = { names = '*.cluster.local' }
+# transparent.forward_to.servers | `servers` is missing | add `servers = ["10.96.0.10:53"]`
+
+forward_to = { servers = '10.96.0.10' }
+# transparent.forward_to.names | `names` is missing | add `names = ["*.cluster.local"]`
+
+forward_to = { names = '*.cluster.local', servers = '127.0.0.1:5353' }
+# transparent.forward_to.servers | this is our own responder | name the server that knows these names
+"#;
+
+#[test]
+fn a_fixed_address_is_no_synthetic_one() {
+    let text = "[egress]\nfixed = '10.1.0.7'\nresolver.servers = '10.0.0.2'\n[egress.transparent]\n\
+                clients = [{ name = 'app', from = '10.0.0.1' }]\nsynthetic = '10.1.0.0/16'";
+    one(
+        text,
+        "egress.transparent.synthetic",
+        "the fixed address 10.1.0.7 is in it",
+        "choose another block: synthetic addresses stand for names, and stand on no interface",
+    );
+}

@@ -21,7 +21,7 @@ use tollgate::config::typed::{
     Action, Config, DestinationPattern, Egress as EgressConfig, EgressClient, EgressListener,
     Forward, Password, PolicyRule, Protocol, Secret,
 };
-use tollgate::egress::Egress;
+use tollgate::egress::{Egress, Names};
 use tollgate::limit::Limits;
 use tollgate::sessions::Sessions;
 use tollgate::snapshot::{Live, Snapshot};
@@ -116,6 +116,7 @@ impl House {
             journal.clone(),
             Arc::new(Limits::new(Arc::clone(&metrics))),
             Arc::clone(&metrics),
+            Arc::new(Names::new(Arc::default())),
         ));
         for listener in [gate, forward] {
             let (egress, sessions) = (Arc::clone(&egress), sessions.clone());
@@ -233,6 +234,7 @@ fn config([gate, forward]: [SocketAddr; 2], plan: &Plan) -> Config {
                 max_tunnels: plan.max_tunnels,
             }],
         }],
+        transparent: None,
         forwards: vec![Forward {
             name: "db".into(),
             listen: forward,

@@ -17,7 +17,7 @@ use support::gate::Place;
 use support::redis::Redis;
 use tokio::time::{sleep, timeout};
 use tollgate::addr::Destination;
-use tollgate::config::typed::{Password, RedisStore};
+use tollgate::config::typed::{RedisStore, Secret};
 use tollgate::reach::Reach;
 use tollgate::secret::SealKeys;
 use tollgate::store::{Store, StoreError};
@@ -40,7 +40,7 @@ fn server(place: &Place, port: u16, tls: bool) -> RedisStore {
         address: Destination::parse(&format!("localhost:{port}")).unwrap(),
         tls,
         user: None,
-        password: Some(Password(password.into())),
+        password: Some(Secret(password.into())),
         database: 2,
         ca_file: tls.then(|| place.ca()),
     }
@@ -180,7 +180,7 @@ async fn a_server_that_is_gone_or_wants_another_password_is_named() {
     let store = redis(&place, running.port(), false);
     store.put("a", b"x").await.unwrap();
     let mut wrong = server(&place, running.port(), false);
-    wrong.password = Some(Password(b"guessed".to_vec().into()));
+    wrong.password = Some(Secret(b"guessed".to_vec().into()));
     let wrong = Store::redis(&wrong, Reach::new(&[]), keys(&place, "seal.key")).unwrap();
     let text = wrong.get("a").await.unwrap_err().to_string();
     assert!(

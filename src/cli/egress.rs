@@ -32,12 +32,14 @@ use crate::config::{self, HASH_MARK, PASSWORD_BYTES_MAX};
 use crate::socket::fixed::{Source, has_route, is_here};
 use crate::{clock, dial, workers};
 
+mod rules;
+
 /// Of an echo service's answer: an address and a little around it.
 const ECHO_BYTES_MAX: usize = 4096;
 /// What OWASP recommends for PBKDF2-HMAC-SHA256: about a fifth of a second.
 const ITERATIONS: NonZeroU32 = NonZeroU32::MIN.saturating_add(599_999);
 
-/// Prove the fixed address
+/// The way out: prove the fixed address, print the firewall rules that lead to it, hash a password
 #[derive(clap::Args, Debug)]
 pub(super) struct Arguments {
     #[command(subcommand)]
@@ -50,6 +52,8 @@ enum What {
     Check(Check),
     /// Hash a proxy password, for the file that `password_file` names
     HashPassword(HashPassword),
+    /// Print the nftables rules for `[egress.transparent]`, as a script for sh; nothing is changed
+    Rules(rules::Arguments),
 }
 
 #[derive(clap::Args, Debug)]
@@ -93,6 +97,7 @@ pub(super) fn run(arguments: &Arguments) -> Exit {
     match &arguments.what {
         What::Check(asked) => check(asked),
         What::HashPassword(HashPassword {}) => hash_password(),
+        What::Rules(asked) => rules::run(asked),
     }
 }
 

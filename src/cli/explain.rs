@@ -139,12 +139,7 @@ fn explain(config: &Config, question: &Question) -> Result<Explained, Box<dyn st
 
 /// The one that was named, or the only one there is.
 fn client(egress: &Egress, named: Option<&str>) -> Result<String, String> {
-    let mut known: Vec<&str> = (egress.listeners.iter())
-        .flat_map(|l| l.clients.iter().map(|c| &*c.name))
-        .chain(egress.forwards.iter().map(|f| &*f.name))
-        .collect();
-    known.sort_unstable();
-    known.dedup();
+    let known = egress.client_names();
     match (named, known.as_slice()) {
         (Some(name), _) if known.contains(&name) => Ok(name.to_owned()),
         (None, [only]) => Ok((*only).to_owned()),

@@ -14,7 +14,7 @@ use super::ingress;
 use super::raw::{Table, Value};
 use super::sets::Sets;
 use super::typed::{Action, Egress, Forward, PolicyRule, Protocol};
-use super::units;
+use super::{transparent, units};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -52,7 +52,10 @@ pub(super) fn egress(table: &Table<'_>, sets: &Sets, limits: &[&str], folder: &P
     for value in table.list("forward") {
         forwards.extend(value.table().and_then(|t| forward(&t, sets, limits)));
     }
-    if table.value("listener").is_none() && table.value("forward").is_none() {
+    let transparent = table
+        .table("transparent")
+        .map(|t| transparent::transparent(&t, sets, limits));
+    if names_no_door(table) {
         table.notes.listens("egress", gate::DEFAULT_LISTEN);
         listeners.push(gate::default_listener());
     }
@@ -61,28 +64,44 @@ pub(super) fn egress(table: &Table<'_>, sets: &Sets, limits: &[&str], folder: &P
         .flat_map(|l| &l.clients)
         .map(|c| &*c.name)
         .chain(forwards.iter().map(|f| &*f.name))
+        .chain(
+            transparent
+                .iter()
+                .flat_map(|t| &t.clients)
+                .map(|c| &*c.name),
+        )
         .collect();
     let policy = policy(table, sets, &clients);
+    let resolvers = resolvers(table);
+    if let Some(transparent) = &transparent {
+        let fixed = fixed_v4.map(IpAddr::V4).into_iter();
+        let fixed: Vec<IpAddr> = fixed.chain(fixed_v6.map(IpAddr::V6)).collect();
+        transparent::beside(table, transparent, &resolvers, &fixed);
+    }
     Egress {
         fixed_v4,
         fixed_v6,
         advertised_v4,
         advertised_v6,
         ports: ports(table),
-        resolvers: resolvers(table),
+        resolvers,
         dial_timeout: table.duration("dial_timeout", SECOND..=MINUTE, DEFAULT_DIAL_TIMEOUT),
         idle: table.duration("idle", SECOND..=24 * HOUR, DEFAULT_IDLE),
         listeners,
         forwards,
+        transparent,
         policy,
     }
 }
 
+/// Whether there is no way in but the default one.
+fn names_no_door(table: &Table<'_>) -> bool {
+    ["listener", "forward", "transparent"]
+        .iter()
+        .all(|door| table.value(door).is_none())
+}
+
 fn not_yet(table: &Table<'_>) {
-    table.not_yet(
-        "transparent",
-        "use `[[egress.forward]]` for what cannot use a proxy",
-    );
     table.not_yet(
         "inject",
         "leave it out; the platform sends its own credentials",
@@ -165,15 +184,10 @@ fn resolvers(table: &Table<'_>) -> Vec<SocketAddr> {
         return Vec::new();
     };
     table.not_yet("search", "leave it out; destinations are complete names");
-    let server = |text: &str| match text.parse::<IpAddr>() {
-        Ok(address) => Ok(SocketAddr::new(address.to_canonical(), 53)),
-        Err(_) => text.parse::<SocketAddr>().map_err(|_| {
-            let mend = r#"write the address of a name server, as in "10.0.0.2:53""#;
-            (format!("{text:?} is not an address"), mend.to_owned())
-        }),
-    };
     let list = table.list("servers");
-    list.iter().filter_map(|v| v.parsed(server)).collect()
+    list.iter()
+        .filter_map(|v| v.parsed(units::name_server))
+        .collect()
 }
 
 fn forward(table: &Table<'_>, sets: &Sets, limits: &[&str]) -> Option<Forward> {
@@ -202,7 +216,7 @@ fn forward(table: &Table<'_>, sets: &Sets, limits: &[&str]) -> Option<Forward> {
         }
     };
     let addresses = special(table, sets);
-    let limits = ingress::limits(table, limits);
+    let limits = ingress::limits(table, "limits", limits);
     let max_tunnels = gate::max_tunnels(table);
     let to = to?;
     Some(Forward {

@@ -60,7 +60,7 @@ pub(super) fn listener(
     limits: &[&str],
     folder: &Path,
 ) -> Option<EgressListener> {
-    let limits = ingress::limits(table, limits);
+    let limits = ingress::limits(table, "limits", limits);
     let listen = one_listen(table, "127.0.0.1:3128");
     let Accept {
         http,
@@ -76,6 +76,20 @@ pub(super) fn listener(
     } else {
         table.some("clients", example)
     };
+    clients.extend(self::clients(&list, sets, Some(folder)));
+    Some(EgressListener {
+        listen: listen?,
+        http,
+        socks4,
+        socks5,
+        clients,
+        limits,
+    })
+}
+
+/// Every one of `list`. Files of passwords are relative to `folder`; without one there are no passwords.
+pub(super) fn clients(list: &[Value<'_>], sets: &Sets, folder: Option<&Path>) -> Vec<EgressClient> {
+    let mut clients: Vec<EgressClient> = Vec::new();
     for value in list {
         let client = value.table().and_then(|t| client(&t, sets, folder));
         let Some(client) = client else { continue };
@@ -87,14 +101,7 @@ pub(super) fn listener(
         }
         clients.push(client);
     }
-    Some(EgressListener {
-        listen: listen?,
-        http,
-        socks4,
-        socks5,
-        clients,
-        limits,
-    })
+    clients
 }
 
 /// What a listener speaks.
@@ -148,11 +155,13 @@ pub(super) fn name(value: &Value<'_>) -> Option<String> {
     })
 }
 
-fn client(table: &Table<'_>, sets: &Sets, folder: &Path) -> Option<EgressClient> {
-    table.not_yet(
-        "password",
-        "put it in a file of its own and name that in `password_file`",
-    );
+fn client(table: &Table<'_>, sets: &Sets, folder: Option<&Path>) -> Option<EgressClient> {
+    if folder.is_some() {
+        table.not_yet(
+            "password",
+            "put it in a file of its own and name that in `password_file`",
+        );
+    }
     let called = match table.value("name") {
         Some(value) => name(&value),
         None => {
@@ -163,7 +172,10 @@ fn client(table: &Table<'_>, sets: &Sets, folder: &Path) -> Option<EgressClient>
             None
         }
     };
-    let password = table.value("password_file").map(|v| password(&v, folder));
+    let password = folder.and_then(|folder| {
+        let value = table.value("password_file")?;
+        Some(password(&value, folder))
+    });
     let from = table.value("from").map(|v| (sets.nets(&v.list()), v));
     let from = match from {
         None => {
@@ -172,7 +184,10 @@ fn client(table: &Table<'_>, sets: &Sets, folder: &Path) -> Option<EgressClient>
         }
         Some((nets, value)) => {
             if password.is_none() && nets.iter().any(|net| net.prefix_len() == 0) {
-                let mend = "narrow `from`, or add `password_file`";
+                let mend = match folder {
+                    Some(_) => "narrow `from`, or add `password_file`",
+                    None => "narrow `from` to those who need it",
+                };
                 value.wrong("an open proxy: everybody, without a password", mend);
             }
             Some(nets)

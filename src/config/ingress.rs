@@ -115,7 +115,7 @@ pub(super) fn ingress(table: &Table<'_>, around: &mut Around<'_>) -> Option<Ingr
         .and_then(|v| v.duration(24 * HOUR..=730 * 24 * HOUR));
     let (allow, deny) = (sets.allow(table, "allow"), sets.nets(&table.list("deny")));
     let proxy_protocol_from = sets.some(table, "proxy_protocol_from", everybody);
-    let limits = limits(table, around.limits);
+    let limits = limits(table, "limits", around.limits);
     Some(Ingress {
         listen,
         redirect_http,
@@ -130,9 +130,9 @@ pub(super) fn ingress(table: &Table<'_>, around: &mut Around<'_>) -> Option<Ingr
 }
 
 /// Names of `[limits]`, of which `known` are there.
-pub(super) fn limits(table: &Table<'_>, known: &[&str]) -> Vec<String> {
+pub(super) fn limits(table: &Table<'_>, key: &'static str, known: &[&str]) -> Vec<String> {
     let mut limits = Vec::new();
-    for item in table.list("limits") {
+    for item in table.list(key) {
         let Some(name) = item.text() else { continue };
         if !known.contains(&name) {
             let mend = match units::nearest(name, known) {
@@ -236,7 +236,7 @@ fn route(table: &Table<'_>, around: &mut Around<'_>, outer: &Defaults) -> Option
     };
     let (allow, deny) = (around.sets.allow(table, "allow"), table.list("deny"));
     let deny = around.sets.nets(&deny);
-    let limits = limits(table, around.limits);
+    let limits = limits(table, "limits", around.limits);
     let require_client_cert = table.flag("require_client_cert", false);
     if let Some(value) = table.value("require_client_cert")
         && require_client_cert

@@ -39,6 +39,12 @@ impl<'t> Notes<'t> {
         self.kept.borrow_mut().mistake(remark);
     }
 
+    /// A mistake at `key`, which was read before.
+    pub(super) fn mistake_at(&self, key: &str, problem: &str, mend: &str) {
+        let place = remark::nearest(&self.kept.borrow().places, key);
+        self.mistake(place, key, problem.to_owned(), mend.to_owned());
+    }
+
     /// Takes note of an address that is listened on. A second listener on it, or one on every address and one on one
     /// address of the same port, is a mistake.
     pub(super) fn listens(&self, key: &str, address: SocketAddr) {

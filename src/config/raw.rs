@@ -136,6 +136,11 @@ impl<'t> Table<'t> {
             .mistake(place, &self.key, problem.into(), mend.into());
     }
 
+    /// A mistake about what stands at `key`, in this table or below it.
+    pub(super) fn wrong_at(&self, key: &str, problem: &str, mend: &str) {
+        self.notes.mistake_at(key, problem, mend);
+    }
+
     /// A duration within `bounds`, `default` if absent.
     pub(super) fn duration(
         &self,

@@ -4,8 +4,7 @@
 //! they stand for or are known to exist. It is never exposed in the file's own form.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::num::NonZeroU32;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,8 +16,13 @@ use crate::addr::{Destination, Host};
 use super::remark::Source;
 
 mod acme;
+mod egress;
 
 pub use acme::{Acme, AcmeStore, Binding, Challenge, Hook, Issuer, RedisStore};
+pub use egress::{
+    Action, DestinationPattern, Diversion, Egress, EgressClient, EgressListener, Forward,
+    ForwardTo, Password, PasswordHash, PolicyRule, Protocol, Synthetic, Transparent,
+};
 
 /// One whole configuration.
 #[derive(Debug)]
@@ -54,14 +58,7 @@ impl Config {
                 listens.extend(keyed.map(|(n, a)| (format!("ingress[{at}].{name}[{n}]"), *a)));
             }
         }
-        if let Some(egress) = &self.egress {
-            for (at, listener) in egress.listeners.iter().enumerate() {
-                listens.push((format!("egress.listener[{at}].listen"), listener.listen));
-            }
-            for (at, forward) in egress.forwards.iter().enumerate() {
-                listens.push((format!("egress.forward[{at}].listen"), forward.listen));
-            }
-        }
+        listens.extend(self.egress.iter().flat_map(Egress::listens));
         listens
     }
 }
@@ -320,53 +317,6 @@ pub struct Upstream {
     pub max_idle: usize,
     pub connect_timeout: Duration,
 }
-
-/// `[egress]`
-#[derive(Debug)]
-pub struct Egress {
-    pub fixed_v4: Option<Ipv4Addr>,
-    pub fixed_v6: Option<Ipv6Addr>,
-    /// How the outside sees them, where an address translation sits in between.
-    pub advertised_v4: Option<Ipv4Addr>,
-    pub advertised_v6: Option<Ipv6Addr>,
-    /// Local ports to dial from, inclusive; `None`: the system's range.
-    pub ports: Option<(u16, u16)>,
-    /// Name servers; empty: those of `/etc/resolv.conf`, without its search domains.
-    pub resolvers: Vec<SocketAddr>,
-    pub dial_timeout: Duration,
-    /// Without a byte either way.
-    pub idle: Duration,
-    pub listeners: Vec<EgressListener>,
-    pub forwards: Vec<Forward>,
-    /// Empty: every public destination is allowed. Otherwise the first rule that matches decides, and none means deny.
-    pub policy: Vec<PolicyRule>,
-}
-
-/// `[[egress.listener]]`
-#[derive(Debug)]
-pub struct EgressListener {
-    pub listen: SocketAddr,
-    pub http: bool,
-    /// SOCKS4 and 4a: for clients without password only.
-    pub socks4: bool,
-    pub socks5: bool,
-    /// At least one.
-    pub clients: Vec<EgressClient>,
-    /// Names in [`Config::limits`].
-    pub limits: Vec<String>,
-}
-
-/// Who may use an egress listener. The first whose `from` holds the peer and whose password is right is the client.
-#[derive(Debug)]
-pub struct EgressClient {
-    pub name: String,
-    pub from: Vec<IpNet>,
-    /// Basic or SOCKS5 password; the user is `name`. `None`: the address is enough.
-    pub password: Option<Password>,
-    /// Connections out at the same time, in each process; `None`: as many as sessions.
-    pub max_tunnels: Option<usize>,
-}
-
 /// A password or key that is used as it is, and does not show itself.
 #[derive(Clone, Eq, PartialEq)]
 pub struct Secret(pub Box<[u8]>);
@@ -375,106 +325,4 @@ impl std::fmt::Debug for Secret {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Secret(..)")
     }
-}
-
-/// What a client's password is compared with.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Password {
-    Plain(Secret),
-    Hashed(PasswordHash),
-}
-
-/// What is left of a password: PBKDF2-HMAC-SHA256 (RFC 8018).
-#[derive(Clone, Eq, PartialEq)]
-pub struct PasswordHash {
-    pub iterations: NonZeroU32,
-    pub salt: Box<[u8]>,
-    pub hash: Box<[u8]>,
-}
-
-impl std::fmt::Debug for PasswordHash {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("PasswordHash(..)")
-    }
-}
-
-/// `[[egress.forward]]`; allows its own destination.
-#[derive(Debug)]
-pub struct Forward {
-    pub name: String,
-    pub listen: SocketAddr,
-    pub to: Destination,
-    /// In which a refusal is told.
-    pub protocol: Protocol,
-    /// Who may connect; loopback by default.
-    pub from: Vec<IpNet>,
-    /// As that of a listener's client.
-    pub max_tunnels: Option<usize>,
-    /// Special-purpose addresses that `to` may nevertheless resolve to.
-    pub addresses: Vec<IpNet>,
-    /// Names in [`Config::limits`].
-    pub limits: Vec<String>,
-}
-
-/// What a data source speaks.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Protocol {
-    Mongodb,
-    Mysql,
-    /// Unknown: a refused connection is reset.
-    None,
-    Postgres,
-    Redis,
-    Sqlserver,
-    /// TLS from the first byte, whatever is inside.
-    Tls,
-}
-
-impl Protocol {
-    /// What is usually spoken at this port.
-    pub fn usual(port: u16) -> Self {
-        match port {
-            443 => Self::Tls,
-            1433 => Self::Sqlserver,
-            3306 => Self::Mysql,
-            5432 => Self::Postgres,
-            6379 => Self::Redis,
-            27017 => Self::Mongodb,
-            _ => Self::None,
-        }
-    }
-}
-
-/// `[[egress.policy]]`
-#[derive(Clone, Debug)]
-pub struct PolicyRule {
-    pub name: String,
-    /// Names of egress clients; empty: all.
-    pub clients: Vec<String>,
-    pub destinations: Vec<DestinationPattern>,
-    /// Inclusive ranges; empty: every port but 25.
-    pub ports: Vec<(u16, u16)>,
-    /// Special-purpose addresses that the destinations may nevertheless resolve to.
-    pub addresses: Vec<IpNet>,
-    pub action: Action,
-}
-
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Action {
-    Allow,
-    Deny,
-    /// Allowed, and recorded as what would have been denied.
-    Report,
-}
-
-/// What an egress rule matches: a name, everything below a name, any name, or addresses.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum DestinationPattern {
-    /// `*`
-    Any,
-    /// `*.example.com`
-    Below(Box<str>),
-    Exact(Host),
-    /// Literal addresses within a CIDR.
-    Net(IpNet),
 }

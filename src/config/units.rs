@@ -133,6 +133,19 @@ pub(super) fn listen(text: &str) -> Read<SocketAddr> {
     Ok(address)
 }
 
+/// The address of a name server; port 53 if absent.
+pub(super) fn name_server(text: &str) -> Read<SocketAddr> {
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Ok(SocketAddr::new(address.to_canonical(), 53));
+    }
+    text.parse::<SocketAddr>().or_else(|_| {
+        wrong(
+            format!("{text:?} is not an address"),
+            r#"write the address of a name server, as in "10.0.0.2:53""#,
+        )
+    })
+}
+
 /// A CIDR, or a bare address that stands for itself alone.
 pub(super) fn net(text: &str) -> Read<IpNet> {
     if let Ok(address) = text.parse::<IpAddr>() {

@@ -30,6 +30,7 @@ pub(super) enum Door {
     Http,
     Socks4,
     Socks5,
+    Transparent,
 }
 
 impl Door {
@@ -41,6 +42,7 @@ impl Door {
             Self::Http => "http",
             Self::Socks4 => "socks4",
             Self::Socks5 => "socks5",
+            Self::Transparent => "transparent",
         }
     }
 }
@@ -69,13 +71,21 @@ pub(super) fn permitted<'a>(snapshot: &'a Snapshot, ask: &Ask) -> Result<Rules<'
             Err(Refusal::ClientDenied)
         };
     }
-    let gate = gate(snapshot, ask.listen)?;
+    let (clients, quotas) = if ask.door == Door::Transparent {
+        let transparent = exit.transparent.as_ref().ok_or(Refusal::PolicyChanged)?;
+        if !transparent.listen.contains(&ask.listen) {
+            return Err(Refusal::PolicyChanged);
+        }
+        (&transparent.clients, &transparent.quotas)
+    } else {
+        let gate = gate(snapshot, ask.listen)?;
+        (&gate.clients, &gate.quotas)
+    };
     let known = |c: &&GateClient| c.name == ask.client && c.from.contains(address);
-    let client = gate.clients.iter().find(known);
-    let client = client.ok_or(Refusal::ClientDenied)?;
+    let client = clients.iter().find(known).ok_or(Refusal::ClientDenied)?;
     Ok(Rules {
         destinations: &exit.destinations,
-        quotas: &gate.quotas,
+        quotas,
         max_tunnels: client.max_tunnels,
     })
 }

@@ -110,10 +110,19 @@ pub fn own(config: &Config, local: HashSet<IpAddr>) -> Own {
         .chain(local)
         .map(|ip| ip.to_canonical())
         .collect();
-    Own { addresses, doors }
+    let synthetic = config.egress.iter().flat_map(|e| &e.transparent);
+    let synthetic = synthetic.flat_map(|t| t.synthetic.nets());
+    Own {
+        addresses,
+        doors,
+        synthetic: synthetic.collect(),
+    }
 }
 
 fn doors(egress: &Egress) -> impl Iterator<Item = SocketAddr> {
     let gates = egress.listeners.iter().map(|l| l.listen);
-    gates.chain(egress.forwards.iter().map(|f| f.listen))
+    let forwards = egress.forwards.iter().map(|f| f.listen);
+    let transparent = egress.transparent.iter();
+    let transparent = transparent.flat_map(|t| t.listen.iter().chain(&t.dns_listen));
+    gates.chain(forwards).chain(transparent.copied())
 }

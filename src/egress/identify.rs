@@ -27,6 +27,13 @@ pub(super) fn is_expected(gate: &Gate, peer: Peer) -> bool {
     candidates(gate, peer).next().is_some()
 }
 
+/// The first of `clients`, who have no passwords, whose addresses hold the peer.
+pub(super) fn expected(clients: &[GateClient], peer: Peer) -> Option<&Arc<str>> {
+    let address = peer.socket().ip();
+    let client = clients.iter().find(|c| c.from.contains(address));
+    client.map(|client| &client.name)
+}
+
 /// The first client of the gate whose addresses hold the peer and whose password, if it has one, is right.
 pub(super) async fn who(
     verified: &Verified,

@@ -16,7 +16,7 @@ use crate::clock::Id;
 use crate::config::typed::Protocol;
 use crate::dial::Dialled;
 use crate::outcome::Refusal;
-use crate::relay::{Flow, relay};
+use crate::relay::{Flow, relay, reset};
 use crate::sessions::Session;
 use crate::snapshot::Forward;
 
@@ -42,12 +42,20 @@ pub(super) async fn serve(
         door: Door::Forward,
         destination: forward.to.clone(),
     };
-    let protocol = forward.protocol;
-    let reply = Reply::Forward(Caller { tcp, protocol });
+    let reply = Reply::Forward(Caller::new(tcp, forward.protocol));
     egress.pass(ask, session, reply).await;
 }
 
 impl Caller {
+    pub(super) fn new(tcp: TcpStream, protocol: Protocol) -> Self {
+        Self { tcp, protocol }
+    }
+
+    /// Closes without a word.
+    pub(super) fn reset(self) {
+        reset(&self.tcp);
+    }
+
     pub(super) fn refuse(self, id: Id, refused: Refused, session: &Session) -> Option<u16> {
         tell(self.tcp, self.protocol, Says::new(id, refused), session);
         None

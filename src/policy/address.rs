@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::destination::{Allowed, Literal};
-use crate::addr::Families;
+use crate::addr::{Families, PrefixSet};
 use crate::outcome::Refusal;
 
 /// Addresses that are kept of one name.
@@ -29,6 +29,8 @@ pub struct Own {
     /// Egress listeners and the admin listener: never dialled, whatever a rule says, or a client could go round in
     /// circles and reach what listens for the operator only.
     pub doors: Vec<SocketAddr>,
+    /// What stands for names: nobody is there, and a name that leads there would lead round in circles.
+    pub synthetic: PrefixSet,
 }
 
 /// Why one address may be dialled or not.
@@ -81,7 +83,8 @@ impl Checked {
 }
 
 impl Own {
-    fn is_door(&self, address: IpAddr, port: u16) -> bool {
+    /// Whether an egress or admin listener takes what is sent to `address`.
+    pub fn is_door(&self, address: IpAddr, port: u16) -> bool {
         self.doors.iter().any(|door| {
             let every = door.ip().is_unspecified() && self.is_ours(address);
             door.port() == port && (door.ip().to_canonical() == address || every)
@@ -110,7 +113,7 @@ pub fn verdict(allowed: &Allowed, address: IpAddr, own: &Own, families: Families
 
 fn judge(address: IpAddr, port: u16, allowed: &Allowed, own: &Own) -> Verdict {
     // Connecting to the unspecified address reaches loopback, past everything said about that.
-    if address.is_unspecified() || own.is_door(address, port) {
+    if address.is_unspecified() || own.is_door(address, port) || own.synthetic.contains(address) {
         return Verdict::Ours;
     }
     let unless_ours = |ours: bool| {
@@ -408,6 +411,7 @@ mod tests {
                 "10.0.0.9:3128".parse().unwrap(),
                 "0.0.0.0:9911".parse().unwrap(),
             ],
+            ..Own::default()
         };
         let ours = [ip("10.0.0.9")];
         assert!(
@@ -458,10 +462,24 @@ mod tests {
     }
 
     #[test]
+    fn a_synthetic_address_is_never_dialled_whatever_a_rule_says() {
+        let own = Own {
+            synthetic: ["198.18.0.0/15".parse().unwrap()].into_iter().collect(),
+            ..Own::default()
+        };
+        let name = allowed("a.example.com:1", &["198.18.0.0/15", "198.18.0.9/32"], None);
+        for (own, passes) in [(own, false), (Own::default(), true)] {
+            let checked = check(&name, &[ip("198.18.0.9")], &own, BOTH);
+            assert_eq!(checked.is_ok(), passes);
+        }
+    }
+
+    #[test]
     fn a_network_around_our_own_address_does_not_name_it() {
         let own = Own {
             addresses: ["10.0.0.9", "127.0.0.1"].map(ip).into(),
             doors: vec![],
+            ..Own::default()
         };
         for (networks, to, passes) in [
             (&["10.0.0.0/8"][..], "10.0.0.8", true),

@@ -13,6 +13,8 @@ pub(crate) enum Answer {
     /// Another name, and no address of it.
     Alias(String),
     NoSuchName,
+    /// Type and data of each.
+    Records(Vec<(u16, Vec<u8>)>),
     ServerFailure,
     Silence,
 }
@@ -125,6 +127,10 @@ fn wire_name(name: &str) -> Vec<u8> {
 fn reply(query: &[u8], kind: u16, answer: Answer) -> Option<Vec<u8>> {
     let (code, list) = match answer {
         Answer::Silence => return None,
+        Answer::Records(mut list) => {
+            list.retain(|(other, _)| *other == kind);
+            (0, list)
+        }
         Answer::NoSuchName => (3, Vec::new()),
         Answer::ServerFailure => (2, Vec::new()),
         Answer::Alias(to) => (0, vec![(TYPE_CNAME, wire_name(&to))]),

@@ -44,6 +44,12 @@ pub mod reach;
 pub mod relay;
 pub mod secret;
 pub mod telemetry;
+
+// floor 1: doors to the machine, formats
+pub(crate) mod disk;
+pub(crate) mod pem;
+pub mod resolve;
+pub mod socket;
 /// Formats of the wire: parsers and writers without I/O.
 pub mod wire {
     pub mod dns;
@@ -51,12 +57,6 @@ pub mod wire {
     pub mod proxy_protocol;
     pub mod socks;
 }
-
-// floor 1: doors to the machine
-pub(crate) mod disk;
-pub(crate) mod pem;
-pub mod resolve;
-pub mod socket;
 pub mod workers;
 
 // floor 0: words

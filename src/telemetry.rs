@@ -21,8 +21,10 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use crate::clock;
 use crate::outcome::Refusal;
 
+mod parts;
 mod questions;
 
+pub use parts::{Disks, Orders, Seals};
 pub use questions::{Answered, Questions};
 
 /// The two ways through the house, as a label and a record field.
@@ -84,57 +86,6 @@ pub struct Metrics {
     pub limiter_overflow: Counter,
     certificates: Family<CertificateLabel, Gauge>,
     pub orders: Orders,
-}
-
-/// Certificates that are ordered.
-#[derive(Default)]
-pub struct Orders {
-    /// Those that came.
-    pub issued: Counter,
-    /// Orders that failed, by each certificate authority that was asked.
-    pub failed: Counter,
-    /// Challenges of certificate authorities that were answered.
-    pub answered: Counter,
-}
-
-/// Of the disks that the audit log is on.
-#[derive(Default)]
-pub struct Disks {
-    /// 1 while the standby directory is in use, else 0.
-    pub standby: Gauge,
-    /// Bytes that can still be written; where there is least.
-    pub free_bytes: Gauge,
-    /// 1 while that is less than `audit.min_free`, else 0.
-    pub space_low: Gauge,
-}
-
-impl Disks {
-    fn register(&self, r: &mut Registry) {
-        r.register(
-            "journal_standby",
-            "1 while the audit log is written to its standby directory",
-            self.standby.clone(),
-        );
-        r.register(
-            "journal_free_bytes",
-            "Bytes that can still be written where the audit log is",
-            self.free_bytes.clone(),
-        );
-        r.register(
-            "journal_space_low",
-            "1 while the audit log has less free space than audit.min_free",
-            self.space_low.clone(),
-        );
-    }
-}
-
-/// Counts of seals.
-#[derive(Default)]
-pub struct Seals {
-    pub durable: Counter,
-    /// Taken by an anchor; and not.
-    pub anchored: Counter,
-    pub not_anchored: Counter,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -271,17 +222,7 @@ impl Metrics {
             "Failed writes and syncs of the audit log",
             self.journal_failures.clone(),
         );
-        r.register("journal_seals", "Seals written", self.seals.durable.clone());
-        r.register(
-            "anchored_seals",
-            "Seals that an anchor took",
-            self.seals.anchored.clone(),
-        );
-        r.register(
-            "anchor_failures",
-            "Seals that an anchor did not take",
-            self.seals.not_anchored.clone(),
-        );
+        self.seals.register(r);
         self.journal_disks.register(r);
         r.register(
             "snapshot_generation",
@@ -307,21 +248,7 @@ impl Metrics {
 
     fn register_certificates(&mut self) {
         let r = &mut self.registry;
-        r.register(
-            "certificates_issued",
-            "Certificates that were ordered and came",
-            self.orders.issued.clone(),
-        );
-        r.register(
-            "certificate_failures",
-            "Orders of certificates that failed, by each certificate authority that was asked",
-            self.orders.failed.clone(),
-        );
-        r.register(
-            "challenges_answered",
-            "Challenges of certificate authorities that were answered, on port 80 and 443",
-            self.orders.answered.clone(),
-        );
+        self.orders.register(r);
         r.register(
             "certificate_not_after_seconds",
             "When the certificate expires, in seconds since 1970",

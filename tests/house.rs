@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 const FLOORS: &[&[&str]] = &[
     &["addr", "clock", "outcome"],
-    &["disk", "pem", "resolve", "socket", "workers"],
+    &["disk", "pem", "resolve", "socket", "wire", "workers"],
     &[
         "config",
         "identity",
@@ -15,7 +15,6 @@ const FLOORS: &[&[&str]] = &[
         "relay",
         "secret",
         "telemetry",
-        "wire",
     ],
     &["limit", "policy", "record", "store"],
     &["audit", "tls"],

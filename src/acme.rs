@@ -148,6 +148,7 @@ async fn follow(
     metrics: Arc<Metrics>,
 ) {
     let process: Arc<str> = Id::new().to_string().into();
+    let turns = Arc::default();
     // A task ends when its sender is dropped.
     let mut tended: Vec<(Ordered, oneshot::Sender<()>)> = Vec::new();
     loop {
@@ -163,6 +164,7 @@ async fn follow(
                 metrics: Arc::clone(&metrics),
                 reach: reach.clone(),
                 process: Arc::clone(&process),
+                turns: Arc::clone(&turns),
             };
             let (stop, stopped) = oneshot::channel();
             let task = Tended::new(ordered.clone(), shelf, tools).tend();

@@ -185,6 +185,16 @@ impl File {
         }
     }
 
+    /// Gives up the lock of [`lock`] at once. Closing it would do so only once no other process has it open, and one that
+    /// is just being started has for a moment.
+    pub(crate) fn unlock(&self) {
+        match self {
+            Self::Machine(file) => file.unlock().unwrap_or(()), // closed in any case
+            #[cfg(test)]
+            Self::Memory(_) => {}
+        }
+    }
+
     /// Whether `path` still names this file.
     pub(crate) fn is_at(&self, path: &Path) -> bool {
         match self {

@@ -389,6 +389,7 @@ mod tests {
             certificates: vec![pair],
             unknown_sni: UnknownSni::Default,
             acme: None,
+            hosts: Vec::new(),
             min_version: TlsVersion::V12,
             client_auth: None,
         }

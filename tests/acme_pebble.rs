@@ -394,8 +394,12 @@ fn replicas(store: &str, more: &str, upstream: &Upstream) -> (Place, Place) {
         let text = eight_lines(place, upstream, &acme);
         more.to_owned() + &text.replace("[process]\n", &process)
     };
-    let (first, second) = (one.spawn(&config(&one)), other.spawn(&config(&other)));
+    // The one that orders is not the one that is asked.
+    let second = other.spawn(&config(&other));
+    wait_events(&other, "certificate_ordered", 1);
+    let first = one.spawn(&config(&one));
     let serial = wait_served(&one, &first, &root);
+    assert!(!wait_events(&one, "challenge_answered", 1).is_empty());
     assert_eq!(
         wait_served(&other, &second, &root),
         serial,

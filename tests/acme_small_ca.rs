@@ -13,15 +13,21 @@ mod support;
 
 use std::net::Ipv4Addr;
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{DigitallySignedStruct, SignatureScheme};
 use serde_json::{Value, json};
 use support::client::{Client, Version};
 use support::eventually;
 use support::gate::{Gate, HOST, Place};
 use support::log::Log;
-use support::small_ca::{ISSUER, Mood, SmallCa};
+use support::redis::Redis;
+use support::small_ca::{ISSUER, Mood, Offers, SmallCa, TOKEN};
 use support::upstream::Upstream;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -68,7 +74,7 @@ fn started(place: &Place, config: &str) -> Gate {
 #[test]
 fn whatever_an_authority_does_is_told_and_the_last_good_certificate_is_served() {
     let (place, upstream) = (Place::new(), Upstream::start());
-    let ca = SmallCa::start(&place, false);
+    let ca = SmallCa::start(&place, Offers::Trust);
     let root = ca.root(&place);
     let text = config(&place, &upstream, &format!("\"{HOST}\""), &ca.keys());
     let gate = started(&place, &text);
@@ -121,9 +127,10 @@ fn whatever_an_authority_does_is_told_and_the_last_good_certificate_is_served() 
 #[test]
 fn a_window_that_lies_behind_renews_now_and_says_what_is_replaced() {
     let (place, upstream) = (Place::new(), Upstream::start());
-    let ca = SmallCa::start(&place, false);
+    let ca = SmallCa::start(&place, Offers::Trust);
     let root = ca.root(&place);
     ca.book().window = Some((-7200, -3600));
+    ca.book().life = Duration::from_secs(240); // so that it may be replaced after ten seconds
     let text = config(&place, &upstream, &format!("\"{HOST}\""), &ca.keys());
     let gate = started(&place, &text);
     let orders = eventually("a second order", LIMIT, || {
@@ -158,7 +165,7 @@ fn a_window_that_lies_behind_renews_now_and_says_what_is_replaced() {
 #[test]
 fn a_profile_and_an_address_are_ordered_as_configured() {
     let (place, upstream) = (Place::new(), Upstream::start());
-    let ca = SmallCa::start(&place, false);
+    let ca = SmallCa::start(&place, Offers::Trust);
     let acme = format!("{}, profile = \"shortlived\"", ca.keys());
     let gate = place.spawn(&config(&place, &upstream, "\"127.0.0.1\"", &acme));
     let failed = wait_started(&place, &gate);
@@ -184,7 +191,7 @@ fn wait_started(place: &Place, gate: &Gate) -> Vec<Value> {
 #[test]
 fn one_standing_record_is_told_and_is_enough() {
     let (place, upstream) = (Place::new(), Upstream::start());
-    let ca = SmallCa::start(&place, true);
+    let ca = SmallCa::start(&place, Offers::Persist);
     let acme = format!("{}, challenge = \"dns-persist-01\"", ca.keys());
     let gate = place.spawn(&config(&place, &upstream, "\"*.apps.test\"", &acme));
     let failed = wait_started(&place, &gate);
@@ -216,14 +223,17 @@ fn one_standing_record_is_told_and_is_enough() {
 #[test]
 fn another_authority_stands_in_for_the_first() {
     let (place, upstream) = (Place::new(), Upstream::start());
-    let (first, second) = (SmallCa::start(&place, false), SmallCa::start(&place, false));
+    let (first, second) = (
+        SmallCa::start(&place, Offers::Trust),
+        SmallCa::start(&place, Offers::Trust),
+    );
     let (root, own) = (second.root(&place), first.keys());
     first.book().mood = Mood::Broken;
     let acme = format!("{own}, fallback = [{{ {} }}]", second.keys());
     let text = config(&place, &upstream, &format!("\"{HOST}\""), &acme);
     let gate = started(&place, &text);
     assert!(serial(&place, &root).is_some());
-    let failed = events(&place, "certificate_failed");
+    let failed = wait_events(&place, "certificate_failed", 1);
     assert_eq!(
         (failed.len(), &failed[0]["reason"]),
         (1, &"answered".into())
@@ -232,7 +242,7 @@ fn another_authority_stands_in_for_the_first() {
         own.contains(failed[0]["directory"].as_str().unwrap()),
         "{failed:?}"
     );
-    let issued = events(&place, "certificate_issued");
+    let issued = wait_events(&place, "certificate_issued", 1);
     assert!(
         second
             .keys()
@@ -247,4 +257,263 @@ fn another_authority_stands_in_for_the_first() {
         2,
         "one at each, none after the restart"
     );
+}
+
+#[test]
+fn another_directory_leaves_nobody_without_a_certificate() {
+    let (place, upstream) = (Place::new(), Upstream::start());
+    let (old, new) = (
+        SmallCa::start(&place, Offers::Trust),
+        SmallCa::start(&place, Offers::Trust),
+    );
+    let (old_root, new_root) = (old.root(&place), new.path_of_root(&place, "new-root.pem"));
+    let text = |ca: &SmallCa| config(&place, &upstream, &format!("\"{HOST}\""), &ca.keys());
+    let gate = started(&place, &text(&old));
+    let before = serial(&place, &old_root).expect("a certificate");
+    new.book().mood = Mood::Broken;
+    place.write(&text(&new));
+    gate.reload();
+    wait_events(&place, "certificate_failed", 1);
+    assert_eq!(
+        serial(&place, &old_root).as_ref(),
+        Some(&before),
+        "after a reload"
+    );
+    drop(gate);
+    let gate = started(&place, &text(&new));
+    assert_eq!(serial(&place, &old_root), Some(before), "after a restart");
+    new.book().mood = Mood::Good;
+    eventually("the new one", LIMIT, || serial(&place, &new_root));
+    drop(gate);
+    assert_eq!((old.book().orders.len(), new.book().orders.len()), (1, 1));
+}
+
+/// A handshake with these protocols from 127.0.0.1; the certificate that was shown.
+fn shake(place: &Place, name: &'static str, protocols: &[&[u8]]) -> Result<Vec<u8>, String> {
+    let shown = Arc::new(Mutex::new(None));
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Look(Arc::clone(&shown))))
+        .with_no_client_auth();
+    config.alpn_protocols = protocols.iter().map(|p| p.to_vec()).collect();
+    let runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = { runtime }.enable_all().build().unwrap();
+    let done = runtime.block_on(async {
+        let tcp = tokio::net::TcpStream::connect(("127.0.0.1", place.https)).await?;
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+        let mut stream = connector.connect(name.try_into().unwrap(), tcp).await?;
+        // Whatever is said in it, nothing comes back.
+        let request = format!("GET / HTTP/1.1\r\nhost: {HOST}\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.ok();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.ok();
+        assert_eq!(answer, b"", "a challenge leads nowhere");
+        std::io::Result::Ok(())
+    });
+    let seen = shown.lock().unwrap().take();
+    match (done, seen) {
+        (Ok(()), Some(certificate)) => Ok(certificate),
+        (Err(_), Some(_)) => panic!("a certificate was shown to whom it was not meant for"),
+        (done, None) => Err(format!("{done:?}")),
+    }
+}
+
+/// Takes any certificate, and keeps it.
+#[derive(Debug)]
+struct Look(Arc<Mutex<Option<Vec<u8>>>>);
+
+impl ServerCertVerifier for Look {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        *self.0.lock().unwrap() = Some(leaf.to_vec());
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![SignatureScheme::ECDSA_NISTP256_SHA256]
+    }
+}
+
+#[test]
+fn a_stranger_gets_the_answer_to_a_pending_challenge_and_nothing_else() {
+    const CHALLENGE: &[&[u8]] = &[b"acme-tls/1"];
+    let (place, upstream) = (Place::new(), Upstream::start());
+    let ca = SmallCa::start(&place, Offers::Ask("tls-alpn-01"));
+    let text = config(&place, &upstream, &format!("\"{HOST}\""), &ca.keys());
+    // 127.0.0.1 is not on the list.
+    let mut gate = place.spawn(&text.replace("hosts =", "allow = [\"127.0.0.9\"]\nhosts ="));
+    eventually("a pending challenge", LIMIT, || {
+        (!ca.book().looked.is_empty()).then_some(())
+    });
+    let shown = shake(&place, HOST, CHALLENGE).expect("the answer");
+    let (_, leaf) = x509_parser::parse_x509_certificate(&shown).unwrap();
+    let names = leaf.subject_alternative_name().unwrap().unwrap();
+    assert_eq!(names.value.general_names.len(), 1);
+    // id-pe-acmeIdentifier, critical, with a digest in an octet string (RFC 8737 section 3).
+    let identifier = leaf
+        .extensions()
+        .iter()
+        .find(|e| e.oid.to_id_string() == "1.3.6.1.5.5.7.1.31");
+    let identifier = identifier.expect("the extension");
+    assert!(identifier.critical && identifier.value.len() == 34);
+    for (name, protocols) in [
+        ("other.test", CHALLENGE),
+        (HOST, &[&b"acme-tls/1"[..], b"h2"]),
+        (HOST, &[&b"h2"[..], b"acme-tls/1"]),
+        (HOST, &[b"h2"]),
+        (HOST, &[]),
+    ] {
+        shake(&place, name, protocols).expect_err("refused before a certificate is shown");
+    }
+    ca.book().passed = true;
+    gate.wait_ready();
+    shake(&place, HOST, CHALLENGE).expect_err("no longer pending");
+    gate.stop(LIMIT);
+    let log = Log::read(&place.state());
+    assert_eq!(log.kind("before").count(), 0);
+    let denied = log.kind("denied").map(|r| r["count"].as_u64().unwrap_or(1));
+    assert_eq!(denied.sum::<u64>(), 6);
+    let answered = events(&place, "challenge_answered");
+    assert_eq!(
+        (answered.len(), &answered[0]["certificate"]),
+        (1, &HOST.into())
+    );
+}
+
+#[test]
+fn on_port_80_too() {
+    let (place, upstream) = (Place::new(), Upstream::start());
+    let ca = SmallCa::start(&place, Offers::Ask("http-01"));
+    let acme = format!("{}, challenge = \"http-01\"", ca.keys());
+    let text = config(&place, &upstream, &format!("\"{HOST}\""), &acme);
+    let redirect = format!(
+        "redirect_http = \"127.0.0.1:{}\"\nallow = [\"127.0.0.9\"]\nhosts =",
+        place.http
+    );
+    let gate = place.spawn(&text.replace("hosts =", &redirect));
+    eventually("a pending challenge", LIMIT, || {
+        (!ca.book().looked.is_empty()).then_some(())
+    });
+    let path = format!("/.well-known/acme-challenge/{TOKEN}");
+    let ask = |from: &str, head: String| {
+        let runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = { runtime }.enable_all().build().unwrap();
+        runtime.block_on(async {
+            let from = format!("{from}:0").parse().unwrap();
+            let socket = tokio::net::TcpSocket::new_v4().unwrap();
+            socket.bind(from).unwrap();
+            let to = format!("127.0.0.1:{}", place.http).parse().unwrap();
+            let mut tcp = socket.connect(to).await.unwrap();
+            tcp.write_all(head.as_bytes()).await.ok();
+            let mut answer = Vec::new();
+            tcp.read_to_end(&mut answer).await.ok();
+            String::from_utf8(answer).unwrap()
+        })
+    };
+    for from in ["127.0.0.1", "127.0.0.9"] {
+        let answer = ask(from, format!("GET {path} HTTP/1.1\r\nhost: {HOST}\r\n\r\n"));
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.1 200 OK"), "{head}");
+        let (token, print) = body.split_once('.').unwrap();
+        assert_eq!((token, print.len()), (TOKEN, 43));
+    }
+    for line in [
+        format!("GET {path}x HTTP/1.1"),
+        format!("GET {path}?q HTTP/1.1"),
+        format!("POST {path} HTTP/1.1"),
+        format!("GET http://{HOST}{path} HTTP/1.1"),
+        "GET / HTTP/1.1".to_owned(),
+        "nonsense".to_owned(),
+        format!("GET /{} HTTP/1.1", "a".repeat(4000)),
+    ] {
+        let answer = ask("127.0.0.1", format!("{line}\r\nhost: {HOST}\r\n\r\n"));
+        assert_eq!(answer, "", "{line}");
+    }
+    // Who is on the list is redirected as ever.
+    let answer = ask(
+        "127.0.0.9",
+        format!("GET /x HTTP/1.1\r\nhost: {HOST}\r\n\r\n"),
+    );
+    assert!(answer.starts_with("HTTP/1.1 308"), "{answer}");
+    ca.book().passed = true;
+    gate.wait_ready();
+    let answer = ask(
+        "127.0.0.1",
+        format!("GET {path} HTTP/1.1\r\nhost: {HOST}\r\n\r\n"),
+    );
+    assert_eq!(answer, "", "no longer pending");
+}
+
+/// The holder of the lock dies in the middle of an order; another replica orders in its place.
+fn taken_over(store: &str, more: &str) {
+    let (one, other, upstream) = (Place::new(), Place::new(), Upstream::start());
+    let ca = SmallCa::start(&one, Offers::Trust);
+    let (root, key) = (ca.root(&one), one.path("seal.key"));
+    one.tollgate(&["secret", "keygen", "--out", key.to_str().unwrap()])
+        .ok();
+    let acme = format!("{}, store = {store}", ca.keys());
+    let text = |place: &Place| {
+        let text = config(place, &upstream, &format!("\"{HOST}\""), &acme);
+        let process = format!("[process]\nkey_file = {key:?}\n");
+        more.to_owned() + &text.replace("[process]\n", &process)
+    };
+    ca.book().mood = Mood::Silent;
+    let mut holder = one.spawn(&text(&one));
+    holder.wait_readyz(503);
+    wait_events(&one, "certificate_ordered", 1);
+    let waiting = other.spawn(&text(&other));
+    waiting.wait_readyz(503);
+    std::thread::sleep(Duration::from_secs(2)); // it looks every second
+    assert_eq!(
+        events(&other, "certificate_ordered").len(),
+        0,
+        "only the holder orders"
+    );
+    holder.kill();
+    ca.book().mood = Mood::Good;
+    eventually("a certificate", LIMIT, || serial(&other, &root));
+    assert_eq!(ca.book().orders.len(), 1);
+}
+
+#[test]
+fn a_dead_holder_is_taken_over_on_a_folder() {
+    let volume = tempfile::tempdir().unwrap();
+    taken_over(&format!("{:?}", volume.path()), "");
+}
+
+#[test]
+#[ignore = "needs redis-server; run by tests/run"]
+fn a_dead_holder_is_taken_over_on_redis() {
+    let place = Place::new();
+    let redis = Redis::start(&place);
+    let (url, password) = (redis.url(), redis.password());
+    let more = format!("[limits.store]\nredis = \"{url}\"\npassword_file = {password:?}\n");
+    taken_over("\"redis\"", &more);
 }

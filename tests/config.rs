@@ -393,7 +393,7 @@ fn what_is_ordered_is_checked() {
     let url = "https://acme-v02.api.letsencrypt.org/directory";
     assert_eq!((acme.issuers.len(), &*acme.issuers[0].directory), (1, url));
     assert_eq!(acme.challenge, Challenge::TlsAlpn);
-    assert_eq!(acme.names.len(), 1);
+    assert_eq!(config.ingress[0].tls.hosts.len(), 1);
     assert_eq!(acme.store, AcmeStore::Own("/var/lib/tollgate/acme".into()));
     // Redis, where it is named and nothing else is said.
     let redis = "[limits.store]\nredis = 'rediss://r.internal/3'\n[process]\nkey_file = 'k'";

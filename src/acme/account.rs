@@ -43,7 +43,10 @@ impl Account {
                     url: kept.url.clone(),
                     key,
                 };
-                account.tell(shelf, issuer, kept, contact).await?;
+                if let Err(failure) = account.tell(shelf, issuer, kept, contact).await {
+                    // No reason to let a certificate expire.
+                    tracing::warn!(directory = %issuer.directory, "the contact could not be changed: {failure}");
+                }
                 return Ok(account);
             }
             if let Some(lease) = shelf.lock_account(&issuer.directory).await? {

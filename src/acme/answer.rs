@@ -5,6 +5,7 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Deserialize;
+use tokio::sync::OwnedMutexGuard;
 
 use crate::addr::Host;
 use crate::clock;
@@ -16,6 +17,7 @@ use super::hook;
 use super::jose::sha256;
 use super::problem::{Failure, shown};
 use super::shelf::{Kind, Posed, Shelf};
+use super::tend::Turns;
 
 /// A challenge as the certificate authority describes it (RFC 8555 section 7.1.5).
 #[derive(Clone, Debug, Deserialize)]
@@ -45,6 +47,7 @@ pub(super) enum Answer<'a> {
         hook: &'a Hook,
         name: String,
         value: String,
+        _turn: OwnedMutexGuard<()>,
     },
     /// A record that stays.
     Standing,
@@ -67,6 +70,7 @@ pub(super) struct Ground<'a> {
     pub(super) hook: Option<&'a Hook>,
     /// Which process this is.
     pub(super) process: &'a str,
+    pub(super) turns: &'a Turns,
 }
 
 /// How long a challenge of a process that is gone is still answered by others.
@@ -98,8 +102,14 @@ impl<'a> Ground<'a> {
                 };
                 let name = format!("_acme-challenge.{base}");
                 let value = URL_SAFE_NO_PAD.encode(sha256(authorization.as_bytes()));
+                let turn = self.turns.record(&name).lock_owned().await;
                 hook::run(hook, "set", &name, &value).await?;
-                Ok(Answer::Record { hook, name, value })
+                Ok(Answer::Record {
+                    hook,
+                    name,
+                    value,
+                    _turn: turn,
+                })
             }
             Way::Http | Way::TlsAlpn => {
                 if !plain(&offered.token) {
@@ -168,7 +178,9 @@ impl Answer<'_> {
                     shelf.remove(Kind::Posed, label).await.ok(); // it expires
                 }
             }
-            Self::Record { hook, name, value } => {
+            Self::Record {
+                hook, name, value, ..
+            } => {
                 if let Err(error) = hook::run(hook, "clear", &name, &value).await {
                     tracing::warn!(%name, "a challenge's record stays: {error}");
                 }

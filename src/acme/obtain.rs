@@ -15,7 +15,7 @@ use crate::store::Lease;
 use crate::tls::Certificate;
 
 use super::account::Account;
-use super::answer::{Ground, Record, word};
+use super::answer::{Ground, Record, now, word};
 use super::client::Client;
 use super::order::order;
 use super::problem::Failure;
@@ -44,6 +44,8 @@ impl Tended {
     async fn ask(&mut self, lease: &Lease, issuer: &Issuer) -> Result<(), Failure> {
         let acme = Arc::clone(&self.ordered.acme);
         let label = self.ordered.label.clone();
+        let turns = Arc::clone(&self.tools.turns);
+        let turn = turns.orders.acquire().await;
         self.record("certificate_ordered", issuer, Vec::new());
         tracing::info!(name = %label, directory = %issuer.directory, challenge = word(acme.challenge), "ordering a certificate");
         let client = Client::new(issuer, &self.tools.reach).await?;
@@ -57,6 +59,7 @@ impl Tended {
             way: acme.challenge,
             hook: acme.hook.as_ref(),
             process: &self.tools.process,
+            turns: &turns,
         };
         let tell = |record: &Record| self.tell_of(issuer, record);
         let came = order(&account, issuer, &ground, replaced.as_deref(), tell).await;
@@ -75,6 +78,7 @@ impl Tended {
         })?;
         let kept = KeptCertificate {
             directory: issuer.directory.clone(),
+            issued: now(),
             key: came.key.to_string(),
             chain: came.chain,
         };
@@ -82,6 +86,7 @@ impl Tended {
         self.shelf
             .put_under(lease, Kind::Certificate, &label, &kept)
             .await?;
+        self.shelf.keep_last(lease, &label, &kept).await?;
         let facts = vec![
             ("serial", certificate.serial.to_string()),
             ("not_after", clock::moment(certificate.not_after)),
@@ -92,6 +97,7 @@ impl Tended {
         let before = self.ordered.certificate();
         self.serve(kept, certificate);
         self.fulfil(&account, issuer, before.as_deref()).await;
+        drop(turn);
         Ok(())
     }
 

@@ -34,6 +34,8 @@ const BACK_OFF_FIRST: Duration = Duration::from_secs(10);
 const BACK_OFF_FACTOR: u32 = 5;
 /// Let's Encrypt bears five failed validations an hour, and one of them is ours to spend.
 const BACK_OFF_MAX: Duration = Duration::from_secs(3600);
+/// After it came, before it is replaced.
+const EARLY_SECONDS: i64 = 3600;
 /// Between two looks at a suggested window (RFC 9773 section 4.3.2 and 4.3.3).
 pub(super) const SUGGESTION_AGE: Duration = Duration::from_secs(6 * 3600);
 const SUGGESTION_AGE_MIN: Duration = Duration::from_secs(60);
@@ -52,19 +54,21 @@ impl RenewalInfo {
 }
 
 /// At two thirds of the life, or up to a twenty-fourth of the life later.
-pub(super) fn by_life(not_before: i64, not_after: i64, drawn: u64) -> i64 {
-    let life = not_after.saturating_sub(not_before).max(0);
+pub(super) fn by_life(from: i64, not_after: i64, drawn: u64) -> i64 {
+    let life = not_after.saturating_sub(from).max(0);
     let from = not_after.saturating_sub(life / 3);
     from.saturating_add(part(life / 24, drawn))
 }
 
-/// Somewhere in the window, but while a tenth of the life is still left.
-pub(super) fn by_window(window: Window, not_before: i64, not_after: i64, drawn: u64) -> i64 {
+/// Somewhere in the window, but while a tenth of the life is still left; and an hour after `from` at the earliest, sooner
+/// for a short life: a certificate authority whose windows always lie behind is not asked for ever anew.
+pub(super) fn by_window(window: Window, from: i64, not_after: i64, drawn: u64) -> i64 {
     let at = window
         .start
         .saturating_add(part(window.end.saturating_sub(window.start), drawn));
-    let life = not_after.saturating_sub(not_before).max(0);
-    at.min(not_after.saturating_sub(life / 10))
+    let life = not_after.saturating_sub(from).max(0);
+    let early = from.saturating_add(EARLY_SECONDS.min(life / 24));
+    at.min(not_after.saturating_sub(life / 10)).max(early)
 }
 
 /// How long to wait after so many failures in a row, give or take a tenth; at least what is asked for.
@@ -103,7 +107,7 @@ mod tests {
             prop_assert!(at >= life * 2 / 3 && at <= life * 3 / 4, "{at} of {life}");
             let window = Window { start, end: start + length };
             let at = by_window(window, 0, life, drawn);
-            prop_assert!(at <= life - life / 10 && at <= window.end);
+            prop_assert!(at <= life - life / 10 && at >= (life / 24).min(3600));
         }
 
         #[test]
@@ -117,7 +121,8 @@ mod tests {
     #[test]
     fn a_window_that_lies_behind_means_now() {
         let window = Window { start: 10, end: 20 };
-        assert!(by_window(window, 0, 90 * DAY, 99) <= 20);
+        assert_eq!(by_window(window, 0, 90 * DAY, 99), EARLY_SECONDS);
+        assert_eq!(by_window(window, -DAY, 90 * DAY, 98), 20);
         let text = r#"{"suggestedWindow":{"start":"2026-11-24T00:00:00Z","end":"2026-11-25T00:00:00Z"},"explanationURL":"https://ca.example/why"}"#;
         let info: RenewalInfo = serde_json::from_str(text).unwrap();
         let window = info.window().unwrap();

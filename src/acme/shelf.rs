@@ -33,6 +33,8 @@ pub(super) struct KeptAccount {
 pub(super) struct KeptCertificate {
     /// The directory that issued it, one of the listener's.
     pub(super) directory: String,
+    /// The second since 1970 at which it came.
+    pub(super) issued: i64,
     /// PEM.
     pub(super) key: String,
     /// PEM, leaf first.
@@ -147,6 +149,23 @@ impl Shelf {
         self.store.lock(&self.name(Kind::Certificate, label)).await
     }
 
+    /// What came last for `label` from any directory.
+    pub(super) async fn last(&self, label: &str) -> Result<Option<KeptCertificate>, StoreError> {
+        let name = last(label);
+        let blob = self.store.get(&name).await?;
+        blob.map(|blob| read(&name, &blob)).transpose()
+    }
+
+    pub(super) async fn keep_last(
+        &self,
+        lease: &Lease,
+        label: &str,
+        kept: &KeptCertificate,
+    ) -> Result<(), StoreError> {
+        let name = last(label);
+        lease.put(&name, &written(&name, kept)?).await
+    }
+
     pub(super) async fn account(&self, directory: &str) -> Result<Option<KeptAccount>, StoreError> {
         let name = account(directory);
         let blob = self.store.get(&name).await?;
@@ -173,14 +192,21 @@ impl Shelf {
     }
 
     fn name(&self, kind: Kind, label: &str) -> String {
-        let plain = |c: char| match c {
-            '*' => '_',
-            ':' => '-',
-            c => c,
-        };
-        let file: String = label.chars().map(plain).collect();
-        format!("{}/{}/{file}", kind.folder(), self.directory)
+        format!("{}/{}/{}", kind.folder(), self.directory, file(label))
     }
+}
+
+fn last(label: &str) -> String {
+    format!("certificates/last/{}", file(label))
+}
+
+fn file(label: &str) -> String {
+    let plain = |c: char| match c {
+        '*' => '_',
+        ':' => '-',
+        c => c,
+    };
+    label.chars().map(plain).collect()
 }
 
 fn account(directory: &str) -> String {

@@ -4,11 +4,13 @@
 //! What was good before is served until something better has been checked. A failure is recorded, and spaced from the
 //! next attempt, for all replicas together.
 
-use std::sync::{Arc, Mutex};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use tokio::sync::Semaphore;
 use tokio::time::sleep;
 
 use crate::audit::Journal;
@@ -38,6 +40,35 @@ pub(super) struct Tools {
     pub(super) reach: Reach,
     /// Which process this is: drawn.
     pub(super) process: Arc<str>,
+    pub(super) turns: Arc<Turns>,
+}
+
+/// Who may order now.
+pub(super) struct Turns {
+    /// Orders at once, of all names.
+    pub(super) orders: Semaphore,
+    /// By the name of a TXT record: a hook that sets one value would overwrite that of `*.` with that of the name itself.
+    records: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+/// A certificate authority that is slow for some names does not hold up others for long.
+const ORDERS_MAX: usize = 16;
+
+impl Default for Turns {
+    fn default() -> Self {
+        Self {
+            orders: Semaphore::new(ORDERS_MAX),
+            records: Mutex::default(),
+        }
+    }
+}
+
+impl Turns {
+    /// Held by whoever sets the record called `name`. There are as many as names in the configuration.
+    pub(super) fn record(&self, name: &str) -> Arc<tokio::sync::Mutex<()>> {
+        let mut records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(records.entry(name.to_owned()).or_default())
+    }
 }
 
 /// One name, and what is known of its certificate.
@@ -46,14 +77,16 @@ pub(super) struct Tended {
     pub(super) shelf: Shelf,
     pub(super) tools: Tools,
     pub(super) kept: Option<KeptCertificate>,
+    /// What was kept and could not be served.
+    refused: Option<KeptCertificate>,
     /// The second since 1970 at which to order again.
     pub(super) due: i64,
     /// The second since 1970 at which to ask for the window again.
     pub(super) ask_at: i64,
     /// Not before this second, whatever is due.
     patience: i64,
-    /// When it was last ordered because a window said at once.
-    pub(super) hurried: i64,
+    /// In a row, here.
+    failures: u32,
     pub(super) wish: Option<Wish>,
     /// A challenge of another replica that is answered here.
     posed: Option<(Posed, Challenge)>,
@@ -77,10 +110,11 @@ impl Tended {
             shelf,
             tools,
             kept: None,
+            refused: None,
+            failures: 0,
             due: 0,
             ask_at: 0,
             patience: 0,
-            hurried: 0,
             wish: None,
             posed: None,
             told: Mutex::default(),
@@ -129,26 +163,49 @@ impl Tended {
     async fn adopt(&mut self) -> Result<(), StoreError> {
         let label = &self.ordered.label;
         let found: Option<KeptCertificate> = self.shelf.get(Kind::Certificate, label).await?;
-        let Some(found) = found.filter(|found| self.kept.as_ref() != Some(found)) else {
-            return Ok(());
+        let Some(found) = found else {
+            return self.adopt_last().await;
         };
-        match self
-            .ordered
-            .read(found.chain.as_bytes(), found.key.as_bytes())
-        {
+        if self.kept.as_ref() == Some(&found) {
+            return Ok(());
+        }
+        let (chain, key) = (found.chain.as_bytes(), found.key.as_bytes());
+        match self.ordered.read(chain, key) {
             Ok(certificate) => self.serve(found, certificate),
-            Err(error) => {
+            // Looked at again: a clock may be set right.
+            Err(error) if self.refused.as_ref() != Some(&found) => {
                 tracing::warn!(name = %label, "what is kept cannot be served: {error}");
-                self.kept = Some(found); // told once
+                self.refused = Some(found);
             }
+            Err(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Where nothing has been ordered at this directory yet: what came last for this name from another one is better
+    /// than nothing until it has.
+    async fn adopt_last(&mut self) -> Result<(), StoreError> {
+        if self.ordered.certificate().is_some() {
+            return Ok(());
+        }
+        let last = self.shelf.last(&self.ordered.label).await?;
+        let read = last.map(|last| {
+            let (chain, key) = (last.chain.as_bytes(), last.key.as_bytes());
+            self.ordered.read(chain, key)
+        });
+        if let Some(Ok(certificate)) = read {
+            self.tools.keyring.put(&self.ordered, certificate);
         }
         Ok(())
     }
 
     pub(super) fn serve(&mut self, kept: KeptCertificate, certificate: Certificate) {
-        self.due = by_life(certificate.not_before, certificate.not_after, drawn());
+        // One that was old when it came is not ordered again at once, and for ever.
+        let from = certificate.not_before.max(kept.issued);
+        self.due = by_life(from, certificate.not_after, drawn());
         self.ask_at = 0;
         self.patience = 0;
+        self.failures = 0;
         self.kept = Some(kept);
         self.tools.keyring.put(&self.ordered, certificate);
     }
@@ -225,7 +282,9 @@ impl Tended {
         failures: &[(String, Failure)],
     ) -> Result<(), StoreError> {
         let asked = failures.iter().filter_map(|(_, f)| f.retry_after()).min();
-        let failed = attempts.failures.saturating_add(1);
+        // Replicas with other settings than ours do not make us hurry.
+        let failed = attempts.failures.max(self.failures).saturating_add(1);
+        self.failures = failed;
         let wait = back_off(failed, asked, drawn());
         let seconds = i64::try_from(wait.as_secs()).unwrap_or(i64::MAX);
         self.patience = now().saturating_add(seconds);

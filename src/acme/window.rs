@@ -17,9 +17,6 @@ use super::problem::{Failure, shown};
 use super::renewal::{RenewalInfo, by_window, suggestion_age};
 use super::tend::{Tended, drawn};
 
-/// A certificate authority whose windows always lie behind is asked once an hour, not for ever anew.
-const HURRY_SECONDS: i64 = 3600;
-
 impl Tended {
     /// Asks the certificate authority when it wants to be asked for the next certificate (RFC 9773).
     pub(super) async fn ask_for_window(&mut self) {
@@ -32,15 +29,15 @@ impl Tended {
         let issuers = &self.ordered.acme.issuers;
         let issuer = issuers.iter().find(|i| i.directory == kept.directory);
         let asked = match issuer {
-            Some(issuer) => self.window(issuer, &certificate).await,
+            Some(issuer) => {
+                let from = certificate.not_before.max(kept.issued);
+                self.window(issuer, &certificate, from).await
+            }
             None => Ok((None, None)),
         };
         let age = match asked {
             Ok((due, age)) => {
                 self.due = due.unwrap_or(self.due);
-                if self.due <= now() {
-                    self.hurried = now();
-                }
                 age
             }
             Err(failure) => {
@@ -57,6 +54,7 @@ impl Tended {
         &self,
         issuer: &Issuer,
         certificate: &Certificate,
+        from: i64,
     ) -> Result<(Option<i64>, Option<Duration>), Failure> {
         let client = Client::new(issuer, &self.tools.reach).await?;
         let (Some(url), Some(identifier)) =
@@ -70,14 +68,13 @@ impl Tended {
         let info: RenewalInfo = reply.json()?;
         let window = info.window();
         let window = window.ok_or_else(|| reply.not_acme("the window is none"))?;
-        let kept = self.due >= window.start && self.due < window.end && self.ask_at > 0;
-        let (from, to) = (certificate.not_before, certificate.not_after);
-        let due = if kept {
+        let stays = self.due >= window.start && self.due < window.end && self.ask_at > 0;
+        let due = if stays {
             self.due
         } else {
-            by_window(window, from, to, drawn()).max(self.hurried + HURRY_SECONDS)
+            by_window(window, from, certificate.not_after, drawn())
         };
-        if let Some(why) = info.explanation.filter(|_| due <= now()) {
+        if let Some(why) = info.explanation.filter(|_| window.end <= now()) {
             let why = shown(&why);
             tracing::warn!(name = %self.ordered.label, %why, "the certificate authority wants this certificate renewed now");
         }

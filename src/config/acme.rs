@@ -69,39 +69,38 @@ pub(super) fn acme(tls: &Table<'_>, ground: Ground<'_>) -> Option<Acme> {
     }
     let acme = Acme {
         contact,
-        names: names(ground.routes),
         issuers,
         challenge,
         hook,
         store: store?,
     };
-    possible(&table, &acme, ground);
+    possible(&table, &acme, &hosts(ground.routes), ground);
     Some(acme)
 }
 
-/// The names that are ordered: those of `routes`, each once.
-fn names(routes: &[Route]) -> Vec<HostPattern> {
-    let mut names = Vec::new();
+/// The hosts of `routes`, each once.
+pub(super) fn hosts(routes: &[Route]) -> Vec<HostPattern> {
+    let mut hosts = Vec::new();
     for host in routes.iter().flat_map(|route| &route.hosts) {
-        if !names.contains(host) {
-            names.push(host.clone());
+        if !hosts.contains(host) {
+            hosts.push(host.clone());
         }
     }
-    names
+    hosts
 }
 
 /// Refuses what could never be ordered.
-fn possible(table: &Table<'_>, acme: &Acme, ground: Ground<'_>) {
+fn possible(table: &Table<'_>, acme: &Acme, hosts: &[HostPattern], ground: Ground<'_>) {
     let wrong = |problem: String, mend: &str| table.wrong(problem, mend);
-    if acme.names.is_empty() && !ground.routes.is_empty() {
+    if hosts.is_empty() && !ground.routes.is_empty() {
         wrong(
             "no host is named, so there is nothing to order a certificate for".to_owned(),
             r#"add `hosts = ["tools.example.com"]` beside `listen`"#,
         );
     }
-    if acme.names.len() > NAMES_MAX {
+    if hosts.len() > NAMES_MAX {
         let mend = "spread them over several `[[ingress]]`, or use a wildcard";
-        wrong(format!("{} names", acme.names.len()), mend);
+        wrong(format!("{} names", hosts.len()), mend);
     }
     if acme.challenge == Challenge::Http && ground.redirect_http.is_empty() {
         wrong(
@@ -110,7 +109,7 @@ fn possible(table: &Table<'_>, acme: &Acme, ground: Ground<'_>) {
         );
     }
     let by_dns = matches!(acme.challenge, Challenge::Dns | Challenge::DnsPersist);
-    for name in &acme.names {
+    for name in hosts {
         match name {
             HostPattern::Below(below) if !by_dns => wrong(
                 format!("`*.{below}` can only be ordered by a DNS challenge"),

@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::acme::{Ground, acme};
+use super::acme::{Ground, acme, hosts};
 use super::client_auth::client_auth;
 use super::raw::{Table, Value};
 use super::typed::{CertificateFiles, Tls, TlsVersion, UnknownSni};
@@ -39,6 +39,7 @@ pub(super) fn tls(ingress: &Table<'_>, ground: Ground<'_>) -> Option<Tls> {
     Some(Tls {
         certificates,
         acme: acme.map(Arc::new),
+        hosts: hosts(ground.routes),
         unknown_sni,
         min_version,
         client_auth: client_auth?,

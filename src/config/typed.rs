@@ -183,6 +183,8 @@ pub struct Tls {
     pub certificates: Vec<CertificateFiles>,
     /// Those that are ordered stand behind those from files.
     pub acme: Option<Arc<Acme>>,
+    /// What may be ordered: the hosts of the listener's routes, nothing else.
+    pub hosts: Vec<HostPattern>,
     pub unknown_sni: UnknownSni,
     pub min_version: TlsVersion,
     /// `None`: no client is asked for a certificate.

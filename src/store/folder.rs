@@ -24,6 +24,12 @@ pub(super) struct Lock {
     file: File,
 }
 
+impl Drop for Lock {
+    fn drop(&mut self) {
+        self.file.unlock();
+    }
+}
+
 /// A sealed blob is longer than what it holds.
 const FILE_BYTES_MAX: usize = 2 * BLOB_BYTES_MAX;
 

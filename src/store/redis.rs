@@ -9,7 +9,9 @@ use std::io;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Cmd, FromRedisValue, RedisConnectionInfo, RedisError};
+use redis::{
+    AsyncConnectionConfig, Cmd, ErrorKind, FromRedisValue, RedisConnectionInfo, RedisError,
+};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Mutex;
 use tokio::time::{sleep, timeout};
@@ -216,10 +218,13 @@ fn lost(lock: &Lock) -> StoreError {
     }
 }
 
+const REFUSED: &str = "it does not accept the user or password";
+
 /// What the server or the connection says, without what we sent.
 fn why(error: &RedisError) -> String {
     match error.code() {
-        Some("NOAUTH" | "WRONGPASS") => "it does not accept the user or password".to_owned(),
+        _ if error.kind() == ErrorKind::AuthenticationFailed => REFUSED.to_owned(),
+        Some("NOAUTH" | "WRONGPASS") => REFUSED.to_owned(),
         Some("NOPERM") => {
             "its user may not do this; allow GET, SET, DEL and EVAL on tollgate:*".to_owned()
         }

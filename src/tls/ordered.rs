@@ -137,7 +137,7 @@ impl Keyring {
                 HostPattern::Below(below) => certificate.covers_below(below),
             })
         };
-        let wanted = acme.names.iter().filter(|name| !covered(name));
+        let wanted = tls.hosts.iter().filter(|name| !covered(name));
         wanted.map(|name| self.place(name, acme)).collect()
     }
 
@@ -149,10 +149,14 @@ impl Keyring {
             format!("{label} {} {store:?}", issuer.directory)
         });
         let mut held = self.0.held();
+        let ordered = || held.holdings.iter().filter(|h| h.order.is_some());
         let same = |holding: &&Holding| holding.order == order;
-        let found = held.holdings.iter().find(same).and_then(Holding::slot);
+        let found = ordered().find(same).and_then(Holding::slot);
+        // Who changes the directory keeps what is served until the new one has come.
+        let namesake = ordered().find(|h| h.label == label).and_then(Holding::slot);
+        let before = namesake.and_then(|slot| slot.load_full());
         let slot = found.unwrap_or_else(|| {
-            let slot = Arc::new(ArcSwapOption::empty());
+            let slot = Arc::new(ArcSwapOption::new(before));
             let mut holding = Holding::new(&label, &slot, None);
             holding.order = order;
             held.holdings.push(holding);

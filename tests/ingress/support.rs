@@ -137,6 +137,7 @@ fn files(folder: &Path) -> Tls {
             cert: folder.join("chain.pem"),
             key: folder.join("key.pem"),
         }],
+        hosts: Vec::new(),
         unknown_sni: UnknownSni::Default,
         min_version: TlsVersion::V12,
     }

@@ -50,15 +50,28 @@ pub(crate) struct Book {
     pub(crate) orders: Vec<Value>,
     /// For which certificates a window was asked.
     pub(crate) windows: Vec<String>,
+    /// Whether [`Offers::Ask`] has been seen.
+    pub(crate) passed: bool,
     /// The payloads of newAccount.
     pub(crate) accounts: Vec<Value>,
     issued: Vec<String>,
-    /// Challenges that it has looked at.
-    looked: HashSet<String>,
-    persist: bool,
+    /// Orders whose challenge it was told to look at.
+    pub(crate) looked: HashSet<String>,
+    offers: Offers,
     url: String,
     issuer: Issuer<'static, KeyPair>,
     pub(crate) root: String,
+}
+
+/// What it wants to see before it believes a name.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Offers {
+    /// Nothing.
+    Trust,
+    /// The standing record of dns-persist-01.
+    Persist,
+    /// This challenge, which the test looks at itself; [`Book::passed`] ends it.
+    Ask(&'static str),
 }
 
 /// How it takes an order.
@@ -80,6 +93,9 @@ pub(crate) enum Mood {
 /// The issuer that dns-persist-01 names.
 pub(crate) const ISSUER: &str = "authority.example";
 
+/// Of every challenge.
+pub(crate) const TOKEN: &str = "a-token_0";
+
 struct PublicKey(Vec<u8>);
 
 impl PublicKeyData for PublicKey {
@@ -93,8 +109,7 @@ impl PublicKeyData for PublicKey {
 }
 
 impl SmallCa {
-    /// One that offers dns-persist-01 and nothing else if `persist`, and finds every name valid at once otherwise.
-    pub(crate) fn start(place: &Place, persist: bool) -> Self {
+    pub(crate) fn start(place: &Place, offers: Offers) -> Self {
         let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
         let address = listener.local_addr().expect("its address");
         listener.set_nonblocking(true).expect("non-blocking");
@@ -116,7 +131,8 @@ impl SmallCa {
             accounts: Vec::new(),
             issued: Vec::new(),
             looked: HashSet::new(),
-            persist,
+            passed: false,
+            offers,
             url: format!("https://localhost:{}", address.port()),
             issuer: Issuer::new(params, key),
             root,
@@ -149,7 +165,12 @@ impl SmallCa {
 
     /// The root of what it issues, in a file.
     pub(crate) fn root(&self, place: &Place) -> PathBuf {
-        let path = place.path("small-root.pem");
+        self.path_of_root(place, "small-root.pem")
+    }
+
+    /// The same, where there is more than one.
+    pub(crate) fn path_of_root(&self, place: &Place, name: &str) -> PathBuf {
+        let path = place.path(name);
         std::fs::write(&path, &self.book().root).expect("a file");
         path
     }
@@ -293,7 +314,8 @@ impl Book {
 
     fn authorization(&self, number: &str) -> Value {
         let mut offer = self.offer(number);
-        let status = match (self.valid(number), self.looked.contains(number)) {
+        let looked = self.looked.contains(number) && self.offers == Offers::Persist;
+        let status = match (self.valid(number), looked) {
             (true, _) => "valid",
             (false, false) => "pending",
             (false, true) => {
@@ -311,18 +333,25 @@ impl Book {
     }
 
     fn offer(&self, number: &str) -> Value {
-        let url = &self.url;
-        json!({
-            "type": "dns-persist-01",
-            "url": format!("{url}/challenge/{number}"),
-            "status": "pending",
-            "issuer-domain-names": [ISSUER],
-        })
+        let url = format!("{}/challenge/{number}", self.url);
+        match self.offers {
+            Offers::Ask(kind) => {
+                json!({ "type": kind, "url": url, "status": "pending", "token": TOKEN })
+            }
+            Offers::Persist | Offers::Trust => json!({
+                "type": "dns-persist-01",
+                "url": url,
+                "status": "pending",
+                "issuer-domain-names": [ISSUER],
+            }),
+        }
     }
 
     fn valid(&self, number: &str) -> bool {
-        if !self.persist {
-            return true;
+        match self.offers {
+            Offers::Trust => return true,
+            Offers::Ask(_) => return self.passed,
+            Offers::Persist => {}
         }
         let name = self.name(number);
         let (base, policy) = match name.strip_prefix("*.") {

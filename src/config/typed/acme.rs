@@ -4,15 +4,13 @@ use std::path::PathBuf;
 
 use crate::addr::Destination;
 
-use super::{HostPattern, Password};
+use super::Password;
 
 /// `acme` of `[ingress.tls]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Acme {
     /// A mail address.
     pub contact: Option<String>,
-    /// Those of the listener's routes; nothing else is ordered. At least one.
-    pub names: Vec<HostPattern>,
     /// Certificate authorities in the order in which they are asked, at least one.
     pub issuers: Vec<Issuer>,
     pub challenge: Challenge,

@@ -288,10 +288,15 @@ impl Metrics {
     pub fn unanswered(&self, listener: SocketAddr, client: IpAddr, refusal: Refusal) {
         let mute = !matches!(
             refusal,
-            Refusal::HandshakeFailed
+            Refusal::ClientCertificateExpired
+                | Refusal::ClientCertificateRequired
+                | Refusal::ClientCertificateRevoked
+                | Refusal::ClientCertificateUntrusted
+                | Refusal::HandshakeFailed
                 | Refusal::HandshakeTimeout
                 | Refusal::HeadTooLarge
                 | Refusal::Malformed
+                | Refusal::RevocationUnknown
                 | Refusal::ServerNameUnknown
         );
         let second = clock::wall_ns() / 1_000_000_000;

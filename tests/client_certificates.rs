@@ -137,6 +137,25 @@ async fn a_client_is_written_down_and_introduced_and_whoever_shows_nothing_is_re
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &badge.der);
     let digest: String = digest.as_ref().iter().map(|b| format!("{b:02x}")).collect();
     assert_eq!(principal["fingerprint"], *digest);
+    let state = place.state();
+    let find = |certificate: &str, kind: &str| {
+        let state = state.to_str().unwrap();
+        let found = place.tollgate(&[
+            "audit",
+            "search",
+            "--state-dir",
+            state,
+            "--certificate",
+            certificate,
+            "--kind",
+            kind,
+        ]);
+        found.stdout.lines().count()
+    };
+    assert_eq!(find(&digest, "before"), 2);
+    assert_eq!(find("ABCD", "before"), 2);
+    assert_eq!(find("CN=acme", "denied"), 0);
+    assert_eq!(find("CN=stranger", "denied"), 2);
     place.verify();
 }
 
@@ -295,11 +314,12 @@ async fn a_certificate_that_expires_takes_its_tickets_with_it() {
     let (place, upstream, ours) = (Place::new(), Upstream::start(), Authority::new("ours"));
     std::fs::write(place.path("clients.pem"), &ours.pem).unwrap();
     let _gate = place.start(&asking(&place, &upstream, "", ""));
-    let (mut partners, mut until) = (Vec::new(), Instant::now());
+    let (mut partners, mut until, mut socket) = (Vec::new(), Instant::now(), None);
     // A slow machine may need more than one try to resume in time.
     for _ in 0..5 {
         let badge = ours.issue("brief", 1, LIFE);
         until = Instant::now() + LIFE;
+        socket = Some(inside(&Partner::new(&place, Some(&badge), &TLS13)).await);
         partners = VERSIONS
             .map(|v| Partner::new(&place, Some(&badge), v))
             .into();
@@ -314,6 +334,8 @@ async fn a_certificate_that_expires_takes_its_tickets_with_it() {
             break;
         }
     }
+    ends(&mut socket.unwrap()).await;
+    assert!(Instant::now() > until, "it was ended before its time");
     tokio::time::sleep_until((until + Duration::from_millis(1100)).into()).await;
     for partner in &partners {
         let answer = partner

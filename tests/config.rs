@@ -69,7 +69,7 @@ fn cases(table: &str) -> Vec<(String, Vec<&str>)> {
 
 #[test]
 fn every_example_loads_without_a_warning() {
-    assert_eq!(examples().len(), 4);
+    assert_eq!(examples().len(), 5);
     for path in examples() {
         match config::load(&path) {
             Ok((_, warnings)) => assert!(warnings.is_empty(), "{warnings:?}"),

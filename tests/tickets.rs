@@ -18,6 +18,7 @@ use rustls::{HandshakeKind, NamedGroup, SupportedProtocolVersion};
 use support::eventually;
 use support::gate::{Gate, Place};
 use support::pki::Partner;
+use support::redis::Redis;
 use support::upstream::Upstream;
 
 const VERSIONS: [&SupportedProtocolVersion; 2] = [&TLS12, &TLS13];
@@ -34,24 +35,28 @@ struct Replicas {
 }
 
 impl Replicas {
+    /// Over a folder.
     fn start(upstream: &Upstream) -> Self {
         let places = [Place::new(), Place::new()];
+        let folder = places[0].path("shared");
+        let tickets = format!(
+            "tickets = {{ every = \"{}s\", store = {folder:?} }}\n",
+            EVERY.as_secs()
+        );
+        Self::of(places, upstream, &tickets, "")
+    }
+
+    fn of(places: [Place; 2], upstream: &Upstream, process: &str, more: &str) -> Self {
         let seal = places[0].path("seal.key");
         let made = places[0].tollgate(&["secret", "keygen", "--out", seal.to_str().unwrap()]);
         assert_eq!(made.code, Some(0), "{made:?}");
         for name in ["cert.pem", "key.pem", "ca.pem"] {
             std::fs::copy(places[0].path(name), places[1].path(name)).unwrap();
         }
-        let folder = places[0].path("shared");
         let gates = [0, 1].map(|at| {
             let place: &Place = &places[at];
-            let head = place.head().replace(
-                "[process]\n",
-                &format!(
-                    "[process]\nkey_file = {seal:?}\ntickets = {{ every = \"{}s\", store = {folder:?} }}\n",
-                    EVERY.as_secs()
-                ),
-            );
+            let own = format!("[process]\nkey_file = {seal:?}\n{process}");
+            let head = place.head().replace("[process]\n", &own) + more;
             place.start(&(head + &place.ingress(upstream.address, "")))
         });
         Self {
@@ -118,6 +123,41 @@ async fn a_ticket_of_one_replica_resumes_at_the_other_until_the_fourth_rotation(
             "by the new ticket"
         );
     }
+}
+
+/// A Redis that is there for the limits, and a key to seal with: nothing else is needed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+#[ignore = "redis-server is installed by tests/run"]
+async fn replicas_share_their_keys_in_redis_and_go_on_without_it() {
+    let upstream = Upstream::start();
+    let places = [Place::new(), Place::new()];
+    let redis = Redis::start(&places[0]);
+    let store = format!(
+        "[limits.store]\nredis = \"{}\"\npassword_file = {:?}\n",
+        redis.url(),
+        redis.password()
+    );
+    let replicas = Replicas::of(places, &upstream, "", &store);
+    let [one, two] = &replicas.places;
+    let keys = eventually("the keys", Duration::from_secs(20), || {
+        let keys = redis.ask(&["--scan"]);
+        keys.contains("tickets/keys").then_some(keys)
+    });
+    let name = keys.lines().find(|line| line.contains("tickets/keys"));
+    let blob = redis.ask(&["get", name.unwrap()]);
+    assert!(blob.contains("sealed:v1:"), "{blob}");
+    let resumes = async || {
+        let partner = Partner::new(one, None, &TLS13);
+        kind(&partner).await;
+        kind(&partner.at(two)).await == HandshakeKind::Resumed
+    };
+    let begin = Instant::now();
+    while !resumes().await {
+        assert!(begin.elapsed() < Duration::from_secs(20), "not shared");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    drop(redis);
+    assert!(resumes().await, "what is known stays known");
 }
 
 /// Nobody but these two ever changes the file: whoever cannot open it says so, and serves.

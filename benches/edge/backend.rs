@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use anyhow::Result;
+use rcgen::{CertificateParams, KeyPair, PKCS_RSA_SHA256};
 
 use crate::child::{Child, User, free_address};
 use crate::sides::nginx_head;
@@ -22,8 +23,15 @@ pub(crate) const PATTERN_BYTES: usize = 1 << 20;
 /// Which way through Tollgate is measured.
 #[derive(Clone, Copy, Eq, PartialEq)]
 pub(crate) enum Way {
-    In,
+    In(Key),
     Out,
+}
+
+/// Of the certificate in front.
+#[derive(Clone, Copy, Eq, PartialEq)]
+pub(crate) enum Key {
+    P256,
+    Rsa2048,
 }
 
 /// The servers behind, and the certificate in front.
@@ -33,16 +41,27 @@ pub(crate) struct Backend {
     pub(crate) sink: SocketAddr,
     pub(crate) cert: PathBuf,
     pub(crate) key: PathBuf,
+    /// Certificate and key in one file.
+    pub(crate) both: PathBuf,
     pub(crate) der: Vec<u8>,
     _nginx: Child,
 }
 
 impl Backend {
     pub(crate) fn start(way: Way, folder: &Path, core: usize) -> Result<Self> {
-        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()])?;
-        let (cert, key) = (folder.join("cert.pem"), folder.join("key.pem"));
-        fs::write(&cert, made.cert.pem())?;
-        fs::write(&key, made.signing_key.serialize_pem())?;
+        let pair = match way {
+            Way::In(Key::Rsa2048) => KeyPair::generate_for(&PKCS_RSA_SHA256)?,
+            Way::In(Key::P256) | Way::Out => KeyPair::generate()?,
+        };
+        let made = CertificateParams::new(["localhost".to_owned()])?.self_signed(&pair)?;
+        let (cert, key, both) = (
+            folder.join("cert.pem"),
+            folder.join("key.pem"),
+            folder.join("both.pem"),
+        );
+        fs::write(&cert, made.pem())?;
+        fs::write(&key, pair.serialize_pem())?;
+        fs::write(&both, made.pem() + &pair.serialize_pem())?;
         let pages = free_address()?;
         let root = folder.join("pages");
         fs::create_dir_all(&root)?;
@@ -67,7 +86,8 @@ impl Backend {
             sink: sink()?,
             cert,
             key,
-            der: made.cert.der().to_vec(),
+            both,
+            der: made.der().to_vec(),
             _nginx: nginx,
         })
     }

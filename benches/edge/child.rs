@@ -17,7 +17,8 @@ const POLL: Duration = Duration::from_millis(5);
 const START_LIMIT: Duration = Duration::from_secs(10);
 const END_LIMIT: Duration = Duration::from_secs(3);
 /// Commands the benchmark calls and the Debian packages they are in.
-const TOOLS: [(&str, &str); 8] = [
+const TOOLS: [(&str, &str); 9] = [
+    ("haproxy", "haproxy"),
     ("nginx", "nginx-light"),
     ("squid", "squid"),
     ("wrk", "wrk"),

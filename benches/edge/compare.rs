@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use crate::backend::{Backend, Way};
+use crate::backend::{Backend, Key, Way};
 use crate::load::{self, Served};
 use crate::sides::{Kind, Makers, Side};
 use crate::table::{Column, Table};
@@ -21,6 +21,7 @@ pub(crate) struct Ground {
 }
 
 const IN: [Kind; 2] = [Kind::Nginx, Kind::TollgateSync];
+const DOORS: [Kind; 3] = [Kind::Nginx, Kind::Haproxy, Kind::TollgateSync];
 const OUT: [Kind; 2] = [Kind::Squid, Kind::TollgateSync];
 const LOGS: [Kind; 5] = [
     Kind::Nginx,
@@ -109,29 +110,36 @@ pub(crate) fn requests(ground: &Ground) -> Result<bool> {
         "us/request",
         MICROSECONDS,
         &LOGS,
-        Way::In,
+        Way::In(Key::P256),
         |side, _| load::requests(side, ground.seconds),
     )
 }
 
 pub(crate) fn streams(ground: &Ground) -> Result<bool> {
     let what = "w2: HTTPS/2, 1 KiB, 16 connections with 32 streams";
-    ground.compare(what, "us/request", MICROSECONDS, &IN, Way::In, |side, _| {
-        load::streams(side, ground.seconds)
-    })
+    ground.compare(
+        what,
+        "us/request",
+        MICROSECONDS,
+        &IN,
+        Way::In(Key::P256),
+        |side, _| load::streams(side, ground.seconds),
+    )
 }
 
 pub(crate) fn handshakes(ground: &Ground) -> Result<bool> {
-    let what = "w3: full TLS 1.3 handshake, ECDSA P-256, no request";
     let count = 1000 * u64::from(ground.seconds);
-    ground.compare(
-        what,
-        "us/connection",
-        MICROSECONDS,
-        &IN,
-        Way::In,
-        |side, to| load::handshakes(side, to, count),
-    )
+    let measure = |what, key, load: fn(&Side, &Backend, u64) -> Result<Served>| {
+        let load = |side: &Side, to: &Backend| load(side, to, count);
+        let unit = "us/connection";
+        ground.compare(what, unit, MICROSECONDS, &DOORS, Way::In(key), load)
+    };
+    let ecdsa = "w3: full TLS 1.3 handshake, ECDSA P-256, no request";
+    let rsa = "w3: full TLS 1.3 handshake, RSA 2048, no request";
+    let resumed = "w3: resumed TLS 1.3 handshake, no request";
+    Ok(measure(ecdsa, Key::P256, load::handshakes)?
+        & measure(rsa, Key::Rsa2048, load::handshakes)?
+        & measure(resumed, Key::P256, load::resumptions)?)
 }
 
 pub(crate) fn downloads(ground: &Ground) -> Result<bool> {
@@ -141,7 +149,7 @@ pub(crate) fn downloads(ground: &Ground) -> Result<bool> {
         "CPU-s/GiB",
         SECONDS,
         &IN,
-        Way::In,
+        Way::In(Key::P256),
         |side, to| load::downloads(side, to, count),
     )
 }
@@ -153,7 +161,7 @@ pub(crate) fn uploads(ground: &Ground) -> Result<bool> {
         "CPU-s/GiB",
         SECONDS,
         &IN,
-        Way::In,
+        Way::In(Key::P256),
         |side, to| load::uploads(side, to, count),
     )
 }
@@ -195,7 +203,10 @@ pub(crate) fn tunnel_openings(ground: &Ground) -> Result<bool> {
 /// Not a comparison: nothing may stand still.
 pub(crate) fn stalls(ground: &Ground, count: u32) -> Result<bool> {
     let mut whole = true;
-    for (way, what) in [(Way::In, "the way in"), (Way::Out, "a CONNECT tunnel")] {
+    for (way, what) in [
+        (Way::In(Key::P256), "the way in"),
+        (Way::Out, "a CONNECT tunnel"),
+    ] {
         let (backend, sides) = ground.sides(&[Kind::TollgateSync], way, ground.makers.load_core)?;
         let side = sides.first().context("no side")?;
         for (direction, load) in [

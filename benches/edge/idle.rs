@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 
-use crate::backend::Way;
+use crate::backend::{Key, Way};
 use crate::compare::Ground;
 use crate::load;
 use crate::sides::Kind;
@@ -22,7 +22,7 @@ pub(crate) fn memory(ground: &Ground, quick: bool) -> Result<bool> {
         "side", "empty KiB", "full KiB", "KiB/connection"
     );
     for kind in [Kind::Nginx, Kind::TollgateSync] {
-        let (backend, sides) = ground.sides(&[kind], Way::In, ground.load_core())?;
+        let (backend, sides) = ground.sides(&[kind], Way::In(Key::P256), ground.load_core())?;
         let config = load::client(&backend)?;
         for side in &sides {
             drop(load::idle(side, &config)?);

@@ -2,6 +2,7 @@
 //!
 //! Each function puts a piece of load on one side and says how many units were served and how many went wrong.
 
+use std::cell::OnceCell;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use rustls::{ClientConfig, ClientConnection, HandshakeKind, RootCertStore, StreamOwned};
 
 use crate::backend::{Backend, FILE_BYTES, PATTERN_BYTES, Way, pattern, take_pattern};
 use crate::child::{run_bounded, socket_queues};
@@ -93,11 +94,43 @@ pub(crate) fn handshakes(side: &Side, to: &Backend, count: u64) -> Result<Served
     })
 }
 
+/// Handshakes by the ticket of the one before, the first of each thread but not counted as an error.
+pub(crate) fn resumptions(side: &Side, to: &Backend, count: u64) -> Result<Served> {
+    thread_local! {
+        static OWN: OnceCell<Arc<ClientConfig>> = const { OnceCell::new() };
+    }
+    let config = client(to)?;
+    let address = side.address;
+    shared(count, move || {
+        let (own, first) = OWN.with(|own| {
+            let first = own.get().is_none();
+            let make = || {
+                let mut config = ClientConfig::clone(&config);
+                config.resumption = rustls::client::Resumption::default();
+                Arc::new(config)
+            };
+            (Arc::clone(own.get_or_init(make)), first)
+        });
+        let mut stream = tls(&own, address)?;
+        while stream.conn.is_handshaking() {
+            stream.conn.complete_io(&mut stream.sock)?;
+        }
+        while stream.conn.tls13_tickets_received() == 0 {
+            let read = stream.conn.read_tls(&mut stream.sock)?;
+            ensure!(read > 0, "closed after the handshake");
+            stream.conn.process_new_packets()?;
+        }
+        let resumed = stream.conn.handshake_kind() == Some(HandshakeKind::Resumed);
+        ensure!(resumed || first, "not resumed");
+        Ok(1.0)
+    })
+}
+
 /// GiB downloaded, `count` times 100 MiB.
 pub(crate) fn downloads(side: &Side, to: &Backend, count: u64) -> Result<Served> {
     let (config, address, way, pages) = (client(to)?, side.address, to.way, to.pages);
     shared(count, move || match way {
-        Way::In => moving(tls(&config, address)?, pages, |tls| &tls.sock, download),
+        Way::In(_) => moving(tls(&config, address)?, pages, |tls| &tls.sock, download),
         Way::Out => moving(tunnel(address, pages)?, pages, |tcp| tcp, download),
     })
 }
@@ -106,7 +139,7 @@ pub(crate) fn downloads(side: &Side, to: &Backend, count: u64) -> Result<Served>
 pub(crate) fn uploads(side: &Side, to: &Backend, count: u64) -> Result<Served> {
     let (config, address, way, sink) = (client(to)?, side.address, to.way, to.sink);
     shared(count, move || match way {
-        Way::In => moving(tls(&config, address)?, sink, |tls| &tls.sock, upload),
+        Way::In(_) => moving(tls(&config, address)?, sink, |tls| &tls.sock, upload),
         Way::Out => moving(tunnel(address, sink)?, sink, |tcp| tcp, upload),
     })
 }

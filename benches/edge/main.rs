@@ -32,7 +32,7 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 
 use crate::compare::Ground;
 
-/// CPU per unit of work of Tollgate, beside nginx and squid in the same run.
+/// CPU per unit of work of Tollgate, beside nginx, HAProxy and squid in the same run.
 #[derive(Parser)]
 #[command(name = "edge", version, about)]
 struct Args {
@@ -78,7 +78,7 @@ enum Workload {
     W1,
     /// HTTPS/2, 1 KiB, 16 connections with 32 streams each
     W2,
-    /// Full TLS 1.3 handshakes with an ECDSA P-256 certificate
+    /// TLS 1.3 handshakes: full with an ECDSA P-256 and an RSA 2048 certificate, and resumed
     W3,
     /// Download of 100 MiB
     W4,

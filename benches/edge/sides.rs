@@ -31,6 +31,8 @@ pub(crate) enum Kind {
     /// With an access log in JSON, 64 KiB buffered, written once a second
     NginxLog,
     /// Without an access log
+    Haproxy,
+    /// Without an access log
     Squid,
     /// The log is down and `on_failure = "continue"`: nothing is recorded
     #[value(name = "tollgate-no-log")]
@@ -56,6 +58,7 @@ impl Kind {
         match self {
             Self::Nginx => "nginx",
             Self::NginxLog => "nginx, log",
+            Self::Haproxy => "haproxy",
             Self::Squid => "squid",
             Self::TollgateBare => "tollgate, no log",
             Self::TollgateWrite => "tollgate, write",
@@ -64,7 +67,10 @@ impl Kind {
     }
 
     fn is_peer(self) -> bool {
-        matches!(self, Self::Nginx | Self::NginxLog | Self::Squid)
+        matches!(
+            self,
+            Self::Nginx | Self::NginxLog | Self::Haproxy | Self::Squid
+        )
     }
 }
 
@@ -93,6 +99,7 @@ impl Makers {
         let (text, user, program) = match kind {
             Kind::Nginx => (nginx(address, to, &folder, false), User::Own, "nginx"),
             Kind::NginxLog => (nginx(address, to, &folder, true), User::Own, "nginx"),
+            Kind::Haproxy => (haproxy(address, to), User::Own, "haproxy"),
             Kind::Squid => (squid(address), User::Instead("proxy"), "squid"),
             Kind::TollgateBare => (tollgate(address, to, &folder, "bare")?, User::Own, ""),
             Kind::TollgateWrite => (tollgate(address, to, &folder, "write")?, User::Own, ""),
@@ -104,6 +111,7 @@ impl Makers {
         let place = folder.to_str().context("path of the side")?;
         let args = match program {
             "nginx" => vec!["-p", place, "-c", conf, "-e", "stderr"],
+            "haproxy" => vec!["-db", "-f", conf],
             "squid" => vec!["-N", "-d", "0", "-f", conf],
             _ => vec!["run", "--config", conf],
         };
@@ -200,6 +208,27 @@ fn nginx(address: SocketAddr, to: &Backend, folder: &Path, log: bool) -> String 
     text
 }
 
+fn haproxy(address: SocketAddr, to: &Backend) -> String {
+    let (both, pages) = (to.both.display(), to.pages);
+    format!(
+        "global
+  nbthread 1
+  maxconn 4000
+  ssl-default-bind-options ssl-min-ver TLSv1.2
+defaults
+  mode http
+  timeout connect 5s
+  timeout client 300s
+  timeout server 300s
+frontend edge
+  bind {address} ssl crt {both} alpn h2,http/1.1
+  default_backend pages
+backend pages
+  server page {pages}
+"
+    )
+}
+
 fn squid(address: SocketAddr) -> String {
     format!(
         "http_port {address}
@@ -222,7 +251,7 @@ netdb_filename none
 fn tollgate(address: SocketAddr, to: &Backend, folder: &Path, durability: &str) -> Result<String> {
     let (admin, unused) = (free_address()?, free_address()?);
     let (ingress, egress) = match to.way {
-        crate::backend::Way::In => (address, unused),
+        crate::backend::Way::In(_) => (address, unused),
         crate::backend::Way::Out => (unused, address),
     };
     let (durability, on_failure) = match durability {

@@ -27,6 +27,8 @@ pub struct Filter {
     pub client: Option<String>,
     /// Host of a request, destination of a dial (with or without its port), target of a denial.
     pub host: Option<String>,
+    /// Subject, serial number or fingerprint of a client certificate, verified or only claimed.
+    pub certificate: Option<String>,
     /// `served`, `failed`, `refused`, `aborted`, `unknown`.
     pub outcome: Option<String>,
     /// Not before.
@@ -52,6 +54,17 @@ struct Facts<'a> {
     destination: Option<Cow<'a, str>>,
     target: Option<Cow<'a, str>>,
     outcome: Option<Cow<'a, str>>,
+    principal: Option<Shown<'a>>,
+    claimed: Option<Shown<'a>>,
+}
+
+/// What a certificate is found by.
+#[derive(Deserialize)]
+struct Shown<'a> {
+    #[serde(borrow)]
+    subject: Cow<'a, str>,
+    serial: Cow<'a, str>,
+    fingerprint: Cow<'a, str>,
 }
 
 /// Gives every record of a state directory (or of a directory of copied segments) that matches to `found`, without its
@@ -106,6 +119,7 @@ impl Filter {
                 .is_none_or(|id| facts.id.as_deref().and_then(Id::parse) == Some(id))
             && self.client.as_deref().is_none_or(|c| facts.is_from(c))
             && self.host.as_deref().is_none_or(|h| facts.is_to(h))
+            && self.certificate.as_deref().is_none_or(|c| facts.shows(c))
             && self.is_within(&facts.time)
     }
 
@@ -135,6 +149,15 @@ impl Facts<'_> {
         address
             .or(self.peer.map(|peer| peer.ip()))
             .is_some_and(|address| net.contains(&address))
+    }
+
+    fn shows(&self, certificate: &str) -> bool {
+        let mut shown = self.principal.iter().chain(&self.claimed);
+        shown.any(|shown| {
+            [&shown.subject, &shown.serial, &shown.fingerprint]
+                .iter()
+                .any(|text| text.eq_ignore_ascii_case(certificate))
+        })
     }
 
     fn is_to(&self, host: &str) -> bool {

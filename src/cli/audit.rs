@@ -41,6 +41,7 @@ Examples:
   tollgate audit search --state-dir /var/lib/tollgate --client 203.0.113.0/24 --since 1h
   tollgate audit search --kind after --outcome failed --since 2026-11-24T00:00:00Z | jq .reason
   tollgate audit search --host db.example.com --limit 10
+  tollgate audit search --certificate 'CN=acme' --kind denied
   tollgate audit search --tag 'value-of-a-query-parameter'")]
 struct Search {
     #[command(flatten)]
@@ -57,6 +58,9 @@ struct Search {
     /// Host of a request, destination of a connection, with or without its port
     #[arg(long, value_name = "HOST")]
     host: Option<String>,
+    /// Subject, serial number or SHA-256 fingerprint of a client certificate, shown or only claimed
+    #[arg(long, value_name = "CERTIFICATE")]
+    certificate: Option<String>,
     /// How an entry ended
     #[arg(long)]
     outcome: Option<Ended>,
@@ -130,6 +134,7 @@ fn search(search: &Search) -> Exit {
         kind: search.kind.map(word),
         client: search.client.clone(),
         host: search.host.clone(),
+        certificate: search.certificate.clone(),
         outcome: search.outcome.map(word),
         since: search.since,
         until: search.until,

@@ -114,7 +114,7 @@ impl Ingress {
                     leaving = true;
                     leave(connection);
                 }
-                newer = visitor.session.judged_again(occasion) => {
+                newer = visitor.judged_again(occasion) => {
                     occasion = newer;
                     if let Err(refusal) = visitor.welcome(&self.live.load()) {
                         self.deny(visitor, refusal, "");

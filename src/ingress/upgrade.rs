@@ -79,7 +79,7 @@ impl Stream {
     async fn unwelcome(&self) -> Refusal {
         let mut occasion = self.visitor.occasion;
         loop {
-            occasion = self.visitor.session.judged_again(occasion).await;
+            occasion = self.visitor.judged_again(occasion).await;
             if let Err(refusal) = self.visitor.welcome(&self.live.load()) {
                 return refusal;
             }

@@ -1,13 +1,17 @@
 //! One client connection, and everything about it that is worked out once instead of with every request.
 
+use std::future::pending;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use http::header::HeaderValue;
 use http::request;
 use rustls::ProtocolVersion;
+use tokio::time::sleep;
 
 use crate::addr::{Host, Peer};
+use crate::clock;
 use crate::outcome::Refusal;
 use crate::policy::allow_list::Client;
 use crate::record;
@@ -96,6 +100,25 @@ impl Visitor {
         admitted.map_err(|_| Refusal::PolicyChanged)?;
         let principal = self.shown.as_ref().map(|shown| &shown.principal);
         entrance.tls.welcomes(principal)
+    }
+
+    /// Ends when this client must be judged again: everyone was told to since `occasion`, or its certificate is over.
+    pub(super) async fn judged_again(&self, occasion: Occasion) -> Occasion {
+        let over = async {
+            match &self.shown {
+                None => pending().await,
+                Some(shown) => {
+                    // Its last second is still its own.
+                    let end = Duration::from_secs(shown.principal.expires().saturating_add(1));
+                    let now = Duration::from_nanos(clock::wall_ns());
+                    sleep(end.saturating_sub(now)).await;
+                }
+            }
+        };
+        tokio::select! {
+            newer = self.session.judged_again(occasion) => newer,
+            () = over => occasion,
+        }
     }
 
     /// Whose certificate was verified, as it is recorded.

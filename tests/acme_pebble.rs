@@ -341,7 +341,7 @@ fn one_bad_name_never_holds_up_another_and_says_why() {
 fn an_account_that_needs_a_binding_says_so_and_has_one() {
     let upstream = Upstream::start();
     let place = Place::new();
-    let key = "zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W";
+    let key = &*"c2VjcmV0".repeat(8);
     let options = Options {
         binding: Some(("kid-1", key)),
         ..Options::new(&place)

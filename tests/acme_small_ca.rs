@@ -517,3 +517,29 @@ fn a_dead_holder_is_taken_over_on_redis() {
     let more = format!("[limits.store]\nredis = \"{url}\"\npassword_file = {password:?}\n");
     taken_over("\"redis\"", &more);
 }
+
+#[test]
+fn nothing_is_ordered_that_could_not_be_kept() {
+    let (place, upstream) = (Place::new(), Upstream::start());
+    let ca = SmallCa::start(&place, Offers::Trust);
+    let kept = place.state().join("acme");
+    std::fs::create_dir_all(&kept).unwrap();
+    std::fs::write(kept.join("attempts"), "where a folder should be").unwrap();
+    let gate = place.spawn(&config(
+        &place,
+        &upstream,
+        &format!("\"{HOST}\""),
+        &ca.keys(),
+    ));
+    gate.wait_readyz(503);
+    let failed = wait_events(&place, "certificate_store_failed", 1);
+    let why = failed[0]["why"].as_str().unwrap();
+    assert!(
+        why.contains("acme/attempts") && why.contains("may write there"),
+        "{why}"
+    );
+    assert_eq!(ca.book().orders.len(), 0);
+    std::fs::remove_file(kept.join("attempts")).unwrap();
+    gate.wait_ready();
+    assert_eq!(ca.book().orders.len(), 1);
+}

@@ -38,6 +38,7 @@ impl Tended {
             });
         }
     }
+
     /// Once: it is the same record for every order.
     pub(super) fn tell_of(&self, issuer: &Issuer, record: &Record) {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
@@ -66,6 +67,7 @@ impl Tended {
         facts.extend(more);
         self.tools.journal.event(Event { name, facts });
     }
+
     /// A store that cannot be used is told of, but not at every look.
     pub(super) fn complain(&mut self, error: &StoreError) {
         let every = i64::try_from(STORE_TOLD_EVERY.as_secs()).unwrap_or(i64::MAX);

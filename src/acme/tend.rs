@@ -233,6 +233,7 @@ impl Tended {
         self.wish = wish;
         Ok(new)
     }
+
     /// Orders under the lock.
     async fn attempt(&mut self, wished: bool) -> Result<Attempt, StoreError> {
         let label = self.ordered.label.clone();
@@ -255,6 +256,7 @@ impl Tended {
             lease.release().await;
             return Ok(Attempt::Done);
         }
+        self.begin(&lease, &attempts).await?;
         let done = lease.during(Box::pin(self.ask_each(&lease))).await;
         let done = match done {
             Ok(Ok(())) => {
@@ -274,6 +276,23 @@ impl Tended {
         lease.release().await;
         Ok(done)
     }
+
+    /// Says beforehand when to try again: a process that dies in every order does not do so for ever anew, and a store
+    /// that cannot be written is noticed before a certificate is lost in it.
+    async fn begin(&self, lease: &Lease, attempts: &Attempts) -> Result<(), StoreError> {
+        let wait = back_off(attempts.failures.saturating_add(1), None, drawn());
+        let seconds = i64::try_from(wait.as_secs()).unwrap_or(i64::MAX);
+        let attempts = Attempts {
+            next: now().saturating_add(seconds),
+            settings: self.settings(),
+            ..attempts.clone()
+        };
+        let label = &self.ordered.label;
+        self.shelf
+            .put_under(lease, Kind::Attempts, label, &attempts)
+            .await
+    }
+
     /// Records what each certificate authority said, and when it is tried again.
     async fn fail(
         &mut self,
@@ -312,6 +331,7 @@ impl Tended {
         let settings = format!("{:?}", self.ordered.acme);
         URL_SAFE_NO_PAD.encode(sha256(settings.as_bytes()))
     }
+
     fn first_directory(&self) -> String {
         let first = self.ordered.acme.issuers.first();
         first.map_or_else(String::new, |issuer| issuer.directory.clone())

@@ -67,7 +67,7 @@ impl Vault {
                 dir: store.dir.clone(),
             }),
             None => Self::create(store),
-            Some(key) => Self::open(store, key, recovered.announced.clone()),
+            Some(key) => Self::open(store, key, recovered),
         }
     }
 
@@ -82,11 +82,11 @@ impl Vault {
         Ok((vault, key))
     }
 
-    /// Goes on with the key that is in force at the end of the log, which the seal `announced`, unless it is the first.
+    /// Goes on with the key that is in force at the end of the log.
     fn open(
         store: &Store,
         in_force: &VerifierKey,
-        announced: Option<Vec<u8>>,
+        recovered: &Recovered,
     ) -> Result<(Self, SigningKey), OpenError> {
         let mut vault = Self::new(store, in_force.log_id().to_owned());
         let path = vault.path(KEY);
@@ -101,6 +101,10 @@ impl Vault {
             return Ok((vault, key));
         }
         let next = held(NEXT).map_err(failed)?;
+        let announced = match &next {
+            Some(_) => recovered.announcement(in_force).map_err(failed)?,
+            None => None,
+        };
         match (next, announced) {
             (Some(key), Some(announced)) => {
                 vault.owed = Some(announced);

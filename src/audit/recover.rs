@@ -10,7 +10,7 @@ use std::path::Path;
 
 use super::OpenError;
 use super::frame::{Kind, Line};
-use super::note::Note;
+use super::note::{Note, VerifierKey};
 use super::order::{Order, Placed, Rival, order};
 use super::scan::{self, Damage, Found};
 use super::seal::{self, Tail};
@@ -22,7 +22,7 @@ use crate::record::Event;
 use crate::telemetry::Way;
 
 /// What the next process goes on from.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Recovered {
     /// The number of the next record.
     pub(super) next: u64,
@@ -30,12 +30,18 @@ pub(super) struct Recovered {
     /// one process lets in.
     pub(super) open: HashMap<Id, (Way, u64)>,
     on_damage: OnDamage,
+    /// Whether the log ends in a time in which not everything was recorded as it should.
+    degraded: bool,
+    /// Whether the log ends by saying that it is closed.
+    finished: bool,
     /// What there is to tell.
     pub(super) events: Vec<Event>,
     /// The tree of all records, and the key to seal it with; none if there are none.
     pub(super) tail: Tail,
-    /// The seal that announced that key, if one did.
-    pub(super) announced: Option<Vec<u8>>,
+    /// The last seal that announced a key, if one did in what was read.
+    announced: Option<Vec<u8>>,
+    /// Segments that were not read, since no open entry can be in them.
+    unread: Vec<(Store, Placed)>,
 }
 
 /// What to do about a record that is damaged.
@@ -70,6 +76,12 @@ pub(super) fn recover(stores: &[Store], on_damage: OnDamage) -> Result<Recovered
     let begin = segments
         .partition_point(|segment| segment.name.first < since)
         .min(unclosed.unwrap_or(usize::MAX));
+    for segment in segments.iter().take(begin) {
+        let store = stores.get(segment.at).cloned();
+        recovered
+            .unread
+            .extend(store.map(|store| (store, *segment)));
+    }
     for (at, segment) in segments.iter().enumerate().skip(begin) {
         let Some(store) = stores.get(segment.at) else {
             continue;
@@ -78,6 +90,14 @@ pub(super) fn recover(stores: &[Store], on_damage: OnDamage) -> Result<Recovered
             recovered.gap(segment.name);
         }
         recovered.read(store, segment)?;
+    }
+    if recovered.next > 1 && !recovered.finished {
+        let degraded = if recovered.degraded { "yes" } else { "no" };
+        let facts = vec![
+            ("last", (recovered.next - 1).to_string()),
+            ("degraded", degraded.to_owned()),
+        ];
+        recovered.event("not_closed", facts);
     }
     if !recovered.open.is_empty() {
         let count = recovered.open.len().to_string();
@@ -141,9 +161,39 @@ impl Recovered {
                     self.announced = Some([bytes, b"\n"].concat());
                 }
             }
+            Kind::Event("space_short", _) => self.degraded = true,
+            Kind::Event("degraded", facts) => self.degraded = fact(facts, "over") == Some("no"),
             Kind::Denied | Kind::Event(..) => {}
         }
         self.tail.edge.push(tree::leaf(bytes));
+    }
+
+    /// The seal that announced `key`, with its line feed; looked for in the whole log, newest segment first.
+    pub(super) fn announcement(&self, key: &VerifierKey) -> io::Result<Option<Vec<u8>>> {
+        let announces = |line: &[u8]| {
+            let note = seal::note(line);
+            let next = note
+                .as_deref()
+                .and_then(|note| Note::parse(note)?.unproven()?.next);
+            next.as_ref() == Some(key)
+        };
+        if let Some(line) = &self.announced
+            && announces(line.trim_ascii_end())
+        {
+            return Ok(Some(line.clone()));
+        }
+        for (store, segment) in self.unread.iter().rev() {
+            let mut found = None;
+            scan::scan(store, segment.name, segment.limit, |line, bytes, _| {
+                if line.kind == Kind::Seal && announces(bytes) {
+                    found = Some([bytes, b"\n"].concat());
+                }
+            })?;
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        Ok(None)
     }
 
     /// Goes through one segment; closes it if it is open.
@@ -152,7 +202,7 @@ impl Recovered {
         let each = |line: &Line<'_>, bytes: &[u8], _| self.follow(line, bytes, name.first);
         let found = scan::scan(store, name, segment.limit, each)
             .map_err(|error| OpenError::io(&store.path(name), "read", error))?;
-        self.next = found.next;
+        (self.next, self.finished) = (found.next, found.finished);
         match (damage(name, &found), self.on_damage) {
             (None, _) if name.closed => Ok(()),
             (None, _) => self.close(store, name, &found),

@@ -146,7 +146,7 @@ fn a_hang_at_any_call_passes_the_log_to_the_standby_and_loses_nothing() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 120, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Both disks fail now and then: nobody is promised what is not there.
     #[test]

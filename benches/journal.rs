@@ -13,7 +13,6 @@
 )]
 
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -24,14 +23,18 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use rustix::thread::{CpuSet, sched_setaffinity};
-use tollgate::addr::Peer;
 use tollgate::audit::{Journal, Trust, verify};
 use tollgate::clock::{self, Id};
 use tollgate::config::typed::{Audit, Durability, OnFailure};
 use tollgate::outcome::Outcome;
-use tollgate::record::{After, Before, Redaction, Request};
+use tollgate::record::{After, Before};
 use tollgate::telemetry::Metrics;
 use tollgate::workers::{Hooks, Workers};
+
+#[path = "entry/mod.rs"]
+mod entry;
+
+use entry::Facts;
 
 /// CPU per entry of the audit log, in this process, with no request around it.
 #[derive(Parser)]
@@ -92,7 +95,7 @@ struct Cpu {
 /// The work of the tasks, and what they tell.
 struct Shift {
     journal: Option<Journal>,
-    redaction: Redaction,
+    facts: Facts,
     over: AtomicBool,
     entries: AtomicU64,
     refused: AtomicU64,
@@ -115,8 +118,6 @@ const SEGMENT_BYTES: u64 = 64 << 20;
 /// Making a segment is over when its thread has had nothing to do for so long.
 const QUIET: Duration = Duration::from_millis(50);
 const SIDES: [Side; 3] = [Side::Nothing, Side::Write, Side::Sync];
-const CLIENT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(203, 0, 113, 9)), 41_000);
-const LISTENER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 443);
 
 fn main() -> ExitCode {
     let mut args = Args::parse();
@@ -214,7 +215,7 @@ fn measure(side: Side, at_once: usize, args: &Args) -> Result<Sample> {
     )?;
     let shift = Arc::new(Shift {
         journal: (side != Side::Nothing).then(|| journal.clone()),
-        redaction: Redaction::new(&["page".to_owned()], &["/invitations/*".to_owned()], key),
+        facts: Facts::new(key),
         over: AtomicBool::new(false),
         entries: AtomicU64::new(0),
         refused: AtomicU64::new(0),
@@ -332,7 +333,7 @@ impl Shift {
     /// One entry after another.
     async fn work(self: Arc<Self>) {
         while !self.over.load(Ordering::Relaxed) {
-            let request = self.request();
+            let request = self.facts.request();
             let before = Before::Request(std::hint::black_box(&request));
             let Some(journal) = &self.journal else {
                 tokio::task::yield_now().await;
@@ -353,27 +354,6 @@ impl Shift {
                 }
             }
             self.entries.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    fn request(&self) -> Request<'_> {
-        Request {
-            listener: LISTENER,
-            client: CLIENT.ip(),
-            peer: Peer::new(CLIENT),
-            tls: "TLSv1.3",
-            version: "HTTP/1.1",
-            method: "GET",
-            host: "tools.example.com",
-            path: "/api/apps/42f0b1de/versions",
-            query: Some("page=1&search=orders"),
-            user_agent: Some(
-                b"Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0",
-            ),
-            claimed_id: None,
-            route: "tools.example.com/",
-            upstream: "app",
-            redaction: &self.redaction,
         }
     }
 }

@@ -14,6 +14,7 @@
 mod support;
 
 use std::fmt::Write as _;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use support::client::{Client, Version};
@@ -113,7 +114,7 @@ fn a_power_cut_at_any_moment_leaves_whoever_was_let_in() {
             let seen = scene.upstream.ids();
             let whim = (looks % 2 == 0).then_some(looks);
             scene.disk.remains(whim, &copy);
-            let admitted = admitted_now(&copy, usize::MAX);
+            let admitted = admitted_now(&[copy.join("audit")], usize::MAX);
             let lost: Vec<_> = seen.iter().filter(|id| !admitted.contains(*id)).collect();
             assert!(
                 lost.is_empty(),
@@ -234,7 +235,11 @@ fn a_process_whose_disk_hangs_can_be_stopped() {
         let stat = std::fs::read_to_string(&stat).unwrap();
         stat.contains(") Z ").then_some(())
     });
-    eprintln!("gone {:?} after the signal", begin.elapsed());
+    let took = begin.elapsed();
+    assert!(
+        took < Duration::from_secs(15),
+        "it waited {took:?} for a disk that hangs"
+    );
     drop(hung);
     scene.gate.wait_exit(LIMIT);
     scene.gate = scene.place.start(&scene.config);
@@ -259,4 +264,132 @@ fn a_write_that_takes_less_than_it_got_is_finished_or_given_up() {
     let tally = load.stop();
     assert!(tally.failures.is_empty(), "{:?}", tally.failures.first());
     scene.end();
+}
+
+/// A process with a disk and a standby. The order matters: the process ends before its disks do.
+struct Pair {
+    gate: Gate,
+    first: Disk,
+    standby: Disk,
+    dirs: [PathBuf; 2],
+    upstream: Upstream,
+    config: String,
+    place: Place,
+}
+
+impl Pair {
+    /// `None` where there is no FUSE, and the environment says so.
+    fn new() -> Option<Self> {
+        if std::env::var_os("TOLLGATE_NO_FUSE").is_some() {
+            return None;
+        }
+        let (place, upstream) = (Place::new(), Upstream::start());
+        let (first, there) = (Disk::mount(&place.state()), place.path("standby"));
+        let standby = Disk::another(&there);
+        let audit =
+            format!("stall_after = \"300ms\"\nwait_budget = \"2s\"\nstandby_dir = {there:?}\n\n");
+        let config = place.head() + AUDIT + &audit + &place.ingress(upstream.address, "");
+        Some(Self {
+            gate: place.start(&config),
+            first,
+            standby,
+            dirs: [place.state().join("audit"), there],
+            upstream,
+            config,
+            place,
+        })
+    }
+
+    fn load(&self) -> Load {
+        Load::start(Client::of(&self.place), Version::H1, 4, "/headers")
+    }
+
+    fn more_arrive(&self, count: usize) {
+        let seen = self.upstream.ids().len();
+        eventually("requests to pass", LIMIT, || {
+            (self.upstream.ids().len() > seen + count).then_some(())
+        });
+    }
+
+    fn wait_for_standby(&self, used: bool) {
+        let line = format!("tollgate_journal_standby {}", u8::from(used));
+        eventually(&line, LIMIT, || {
+            self.gate.metrics().lines().any(|l| l == line).then_some(())
+        });
+    }
+
+    /// Whoever was let in would be on one disk or the other, if the power went at any moment.
+    fn nobody_was_let_in_early(&self) {
+        let copies = ["left-here", "left-there"].map(|name| self.place.path(name));
+        let left = [copies[0].join("audit"), copies[1].clone()];
+        for look in 0..10 {
+            std::thread::sleep(Duration::from_millis(7));
+            let seen = self.upstream.ids();
+            let whim = (look % 2 == 0).then_some(look);
+            self.first.remains(whim, &copies[0]);
+            self.standby.remains(whim, &copies[1]);
+            let admitted = admitted_now(&left, usize::MAX);
+            let lost: Vec<_> = seen.iter().filter(|id| !admitted.contains(*id)).collect();
+            assert!(lost.is_empty(), "let in, and on neither disk: {lost:?}");
+        }
+    }
+
+    /// The first disk hangs or dies under load, and comes back.
+    fn lose_the_first_for_a_while(&self, dies: bool) {
+        const STALL_AFTER: Duration = Duration::from_millis(300);
+        /// What a busy machine may add.
+        const SLACK: Duration = Duration::from_secs(5);
+        let load = self.load();
+        self.more_arrive(20);
+        let begin = Instant::now();
+        let hung = (!dies).then(|| self.first.hang());
+        if dies {
+            self.first.set_trouble(Trouble::Dead);
+        }
+        self.wait_for_standby(true);
+        self.more_arrive(1);
+        let took = begin.elapsed();
+        assert!(took < STALL_AFTER + SLACK, "served again after {took:?}");
+        self.gate.wait_ready();
+        self.nobody_was_let_in_early();
+        self.first.set_trouble(Trouble::None);
+        drop(hung);
+        let begin = Instant::now();
+        self.wait_for_standby(false);
+        let back = begin.elapsed();
+        eprintln!("dies {dies}: served again after {took:?}, back {back:?} after the disk");
+        self.more_arrive(20);
+        let tally = load.stop();
+        assert!(tally.failures.is_empty(), "{:?}", tally.failures.first());
+    }
+}
+
+#[test]
+#[ignore = "needs root and FUSE; run by tests/run"]
+fn when_the_disk_hangs_or_dies_the_standby_takes_over_and_gives_back() {
+    let Some(mut pair) = Pair::new() else { return };
+    pair.lose_the_first_for_a_while(false);
+    pair.lose_the_first_for_a_while(true);
+    // And once more, with the end of everything while the standby is in use.
+    let load = pair.load();
+    pair.more_arrive(20);
+    let hung = pair.first.hang();
+    pair.wait_for_standby(true);
+    pair.gate.signal(rustix::process::Signal::KILL);
+    drop(hung);
+    pair.gate.kill();
+    load.stop();
+    pair.first.lose_power(None);
+    pair.standby.lose_power(None);
+    pair.gate = pair.place.start(&pair.config);
+    assert!(pair.gate.stop(LIMIT).success());
+    let log = Log::read_in(&pair.dirs);
+    log.assert_whole(&pair.upstream);
+    pair.place.verify();
+    let names = log
+        .kind("event")
+        .map(|event| event["name"].as_str().unwrap());
+    let moves: Vec<_> = names.filter(|name| name.ends_with("_in_use")).collect();
+    let (there, back) = ("standby_in_use", "primary_in_use");
+    assert!(moves.starts_with(&[there, back, there, back]), "{moves:?}");
 }

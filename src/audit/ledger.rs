@@ -2,8 +2,9 @@
 //!
 //! Whoever holds the ledger writes, and there is one. A call to a device may hang, and then cannot be cancelled; so a
 //! writer lays the ledger on the shelf before each call and takes it back after. Meanwhile it may be taken by the
-//! watch, for a writer on another device. Who comes back to an empty shelf has been relieved: what that last call
-//! wrote does not count, and the same lines have been written elsewhere under the ledger's numbers.
+//! watch, for a writer on another device, who lays it there again for each call of its own. Who comes back and finds
+//! nothing that it laid there itself has been relieved: what that last call wrote does not count, and the same lines
+//! have been written elsewhere under the ledger's numbers.
 
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -57,7 +58,8 @@ pub(super) struct Batch {
 /// Where the ledger lies while its writer is at the device.
 pub(super) struct Shelf {
     board: Arc<Board>,
-    ledger: Mutex<Option<Ledger>>,
+    /// With the device of the writer who laid it there.
+    ledger: Mutex<Option<(usize, Ledger)>>,
 }
 
 impl Ledger {
@@ -167,16 +169,17 @@ impl Shelf {
         }
     }
 
-    /// Leaves the ledger here for the length of a call to the device.
-    pub(super) fn lay(&self, ledger: Ledger) {
+    /// Leaves the ledger here for the length of a call to device `at`.
+    pub(super) fn lay(&self, at: usize, ledger: Ledger) {
         let mut place = self.lock();
         self.board.set_busy(true);
-        *place = Some(ledger);
+        *place = Some((at, ledger));
     }
 
-    /// Takes it back; `None` if somebody else has.
-    pub(super) fn take(&self) -> Option<Ledger> {
-        let ledger = self.lock().take()?;
+    /// Takes back what the writer of device `at` laid there; `None` if it has been given to somebody else, who may have
+    /// laid it there again by now.
+    pub(super) fn take(&self, at: usize) -> Option<Ledger> {
+        let (_, ledger) = self.lock().take_if(|(whose, _)| *whose == at)?;
         self.board.set_busy(false);
         Some(ledger)
     }
@@ -184,7 +187,7 @@ impl Shelf {
     /// Puts down how long the call has hung, and tells of it now and then.
     pub(super) fn note_stall(&self) {
         let mut place = self.lock();
-        if let (Some(lasted), Some(ledger)) = (self.board.stalled(), place.as_mut()) {
+        if let (Some(lasted), Some((_, ledger))) = (self.board.stalled(), place.as_mut()) {
             let hang = || Spell::lasting(lasted, "a call to the disk hangs".to_owned());
             let spell = ledger.down.get_or_insert_with(hang);
             if let Some(event) = spell.due(clock::now(), &self.board.counts) {
@@ -197,12 +200,34 @@ impl Shelf {
     pub(super) fn take_stalled(&self) -> Option<(Ledger, Duration)> {
         let mut place = self.lock();
         let lasted = self.board.stalled()?;
-        let ledger = place.take()?;
+        let (_, ledger) = place.take()?;
         self.board.set_busy(false);
         Some((ledger, lasted))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Ledger>> {
+    fn lock(&self) -> MutexGuard<'_, Option<(usize, Ledger)>> {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::board::Patience;
+
+    #[test]
+    fn who_wakes_late_does_not_take_what_another_laid_there() {
+        let patience = Patience {
+            budget: Duration::ZERO,
+            stall_after: Duration::ZERO,
+        };
+        let board = Arc::new(Board::new(patience));
+        let shelf = Shelf::new(&board);
+        shelf.lay(0, Ledger::default());
+        std::thread::sleep(Duration::from_millis(2));
+        let (ledger, _) = shelf.take_stalled().unwrap();
+        shelf.lay(1, ledger);
+        assert!(shelf.take(0).is_none());
+        assert!(shelf.take(1).is_some());
     }
 }

@@ -228,9 +228,11 @@ impl Writer {
 
     /// Makes a call that may hang. The ledger lies on the shelf meanwhile.
     fn call<T>(&mut self, call: impl FnOnce(&mut Device) -> io::Result<T>) -> Result<T, Halt> {
-        self.office.shelf.lay(std::mem::take(&mut self.ledger));
+        self.office
+            .shelf
+            .lay(self.at, std::mem::take(&mut self.ledger));
         let result = call(&mut self.device);
-        self.ledger = self.office.shelf.take().ok_or(Halt::Relieved)?;
+        self.ledger = self.office.shelf.take(self.at).ok_or(Halt::Relieved)?;
         result.map_err(Halt::Failed)
     }
 

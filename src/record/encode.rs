@@ -3,8 +3,9 @@
 //! The order of the first fields is part of the format, so that a reader finds them without parsing: `kind`, `id`
 //! (before and after only), `time`, `way` (not for events). Every field from outside has a bound, named here.
 
-use std::net::IpAddr;
 use std::time::Duration;
+
+use ipnet::IpNet;
 
 use super::json::Fields;
 use super::{After, Before, Denied, Dial, Event, Request};
@@ -142,7 +143,7 @@ pub(crate) struct DeniedCount {
     pub(crate) way: Way,
     pub(crate) refusal: Refusal,
     /// Listener and client network; `None` for all that found no place of their own.
-    pub(crate) whose: Option<(std::net::SocketAddr, IpAddr)>,
+    pub(crate) whose: Option<(std::net::SocketAddr, IpNet)>,
     pub(crate) count: u64,
     /// When counting began.
     pub(crate) since_ns: u64,
@@ -165,14 +166,17 @@ impl DeniedCount {
         sums
     }
 
-    /// Appends one record for all of them. An IPv6 client is its /64.
+    /// Appends one record for all of them. A client is a network, or one IPv4 address.
     pub(crate) fn encode(&self, wall_ns: u64, out: &mut Vec<u8>) {
         let mut fields = denied(self.way, wall_ns, out);
         match self.whose {
-            Some((listener, client)) => {
-                let prefix = if client.is_ipv6() { "/64" } else { "" };
+            Some((listener, IpNet::V4(one))) if one.prefix_len() == 32 => {
                 fields.shown("listener", listener);
-                fields.shown("client", format_args!("{client}{prefix}"));
+                fields.shown("client", one.addr());
+            }
+            Some((listener, network)) => {
+                fields.shown("listener", listener);
+                fields.shown("client", network);
             }
             None => fields.word("client", "other"),
         }
@@ -253,7 +257,7 @@ fn without_userinfo(host: &str) -> &[u8] {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+    use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
     use serde_json::Value;
 

@@ -48,7 +48,10 @@ pub(crate) enum Trouble {
     Short,
     /// The next takes half of what it gets; the one after it fails. Then there is none.
     ShortThenFails,
+    /// The next one fails.
     Fails,
+    /// All of them fail.
+    Dead,
 }
 
 #[derive(Default)]
@@ -311,6 +314,7 @@ impl State {
                 self.trouble = Trouble::None;
                 Err(Errno::EIO)
             }
+            Trouble::Dead => Err(Errno::EIO),
         }
     }
 

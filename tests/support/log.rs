@@ -13,21 +13,49 @@ pub(crate) struct Log {
     pub(crate) records: Vec<Value>,
 }
 
-/// The files of a log directory, by the number of their first record.
-fn segments(audit: &Path) -> Vec<(u64, PathBuf)> {
-    let entries = fs::read_dir(audit).unwrap_or_else(|e| panic!("{}: {e}", audit.display()));
-    let mut segments: Vec<_> = entries
-        .map(|entry| entry.expect("an entry").path())
-        .filter(|path| {
-            path.extension()
-                .is_some_and(|e| e == "jsonl" || e == "open")
-        })
-        .map(|path| {
-            let stem = path.file_stem().and_then(|s| s.to_str()).expect("ASCII");
-            (stem.parse().expect("a number"), path)
-        })
-        .collect();
-    segments.sort_unstable();
+/// One file of a log.
+struct Segment {
+    first: u64,
+    path: PathBuf,
+    /// What it holds from this number on does not count: the log went on elsewhere, where the same lines stand again.
+    limit: u64,
+}
+
+/// The files of a log that lies in these directories, in order. Of two that begin with the same number the longer one
+/// counts: the other could not be begun in time.
+fn segments(dirs: &[PathBuf]) -> Vec<Segment> {
+    let names = |dir: &PathBuf| {
+        let entries = fs::read_dir(dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
+        entries
+            .map(|entry| entry.expect("an entry").path())
+            .collect::<Vec<_>>()
+    };
+    let mut paths: Vec<_> = dirs.iter().flat_map(names).collect();
+    paths.retain(|path| {
+        path.extension()
+            .is_some_and(|e| e == "jsonl" || e == "open")
+    });
+    let first = |path: &PathBuf| -> u64 {
+        let stem = path.file_stem().and_then(|s| s.to_str()).expect("ASCII");
+        stem.parse().expect("a number")
+    };
+    paths.sort_by_cached_key(first);
+    let mut segments: Vec<Segment> = Vec::new();
+    for same in paths.chunk_by(|one, other| first(one) == first(other)) {
+        let lines = |path: &&PathBuf| match same.len() {
+            1 => 0,
+            _ => memchr::memchr_iter(b'\n', &content(path)).count(),
+        };
+        let path = same.iter().max_by_key(lines).expect("one at least");
+        if let Some(before) = segments.last_mut() {
+            before.limit = first(path);
+        }
+        segments.push(Segment {
+            first: first(path),
+            path: path.clone(),
+            limit: u64::MAX,
+        });
+    }
     segments
 }
 
@@ -40,18 +68,21 @@ fn content(path: &Path) -> Vec<u8> {
     .unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-/// The identifiers that have a BEFORE record on disk now, in the last `files` segments of this state directory. Looks
-/// at no more of a line than it must: a test asks again and again while requests are under way.
-pub(crate) fn admitted_now(state: &Path, files: usize) -> HashSet<String> {
+/// The identifiers that have a BEFORE record on disk now, in the last `files` segments of the log in these directories.
+/// Looks at no more of a line than it must: a test asks again and again while requests are under way.
+pub(crate) fn admitted_now(dirs: &[PathBuf], files: usize) -> HashSet<String> {
     const BEFORE: &str = "\"kind\":\"before\",\"id\":\"";
-    let segments = segments(&state.join("audit"));
     let mut found = HashSet::new();
-    for (_, path) in segments.iter().rev().take(files) {
-        let bytes = content(path);
+    for segment in segments(dirs).iter().rev().take(files) {
+        let bytes = content(&segment.path);
         for line in bytes.split_inclusive(|b| *b == b'\n') {
             let text = String::from_utf8_lossy(line);
-            let whole = text.ends_with("\"}\n");
-            if let Some((_, rest)) = text.split_once(BEFORE).filter(|_| whole) {
+            let counts = || {
+                let rest = text.trim_start_matches('\0').strip_prefix("{\"seq\":")?;
+                let seq: u64 = rest.split_once(',')?.0.parse().ok()?;
+                (text.ends_with("\"}\n") && seq < segment.limit).then_some(())
+            };
+            if let Some((_, rest)) = text.split_once(BEFORE).filter(|_| counts().is_some()) {
                 found.extend(rest.split('"').next().map(str::to_owned));
             }
         }
@@ -62,28 +93,30 @@ pub(crate) fn admitted_now(state: &Path, files: usize) -> HashSet<String> {
 impl Log {
     /// Reads what is there now; the last line of an open segment may be half written while the process runs.
     pub(crate) fn read(state: &Path) -> Self {
-        let segments = segments(&state.join("audit"));
+        Self::read_in(&[state.join("audit")])
+    }
+
+    /// The same of a log that lies in several directories.
+    pub(crate) fn read_in(dirs: &[PathBuf]) -> Self {
         let mut records = Vec::new();
-        for (at, (_, path)) in segments.iter().enumerate() {
-            // What a segment holds from the first number of the next one on was written there again.
-            let limit = segments.get(at + 1).map_or(u64::MAX, |(first, _)| *first);
+        for Segment { first, path, limit } in segments(dirs) {
             let closed = path.extension().is_some_and(|e| e == "jsonl");
-            let bytes = content(path);
+            let bytes = content(&path);
             assert!(
                 !closed || !bytes.contains(&0),
                 "{}: NUL in a closed segment",
                 path.display()
             );
             let written = bytes.split(|b| *b == 0).next().unwrap_or_default();
-            for line in written.split_inclusive(|b| *b == b'\n') {
+            for (line, expected) in written.split_inclusive(|b| *b == b'\n').zip(first..limit) {
                 match serde_json::from_slice(line) {
-                    Ok(record) if seq(&record) < limit => {
+                    Ok(record) => {
                         assert_checksum(line);
+                        assert_eq!(seq(&record), expected, "{}: {record}", path.display());
                         records.push(record);
                     }
-                    Ok(_) => {}
                     Err(e) => assert!(
-                        !closed && (!line.ends_with(b"\n") || limit != u64::MAX),
+                        !closed && !line.ends_with(b"\n"),
                         "{}: {e}: {}",
                         path.display(),
                         String::from_utf8_lossy(line)
@@ -91,7 +124,6 @@ impl Log {
                 }
             }
         }
-        records.sort_by_key(seq);
         Self { records }
     }
 

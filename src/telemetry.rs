@@ -64,12 +64,8 @@ pub struct Metrics {
     /// Failures to write or sync.
     pub journal_failures: Counter,
     pub journal_disks: Disks,
-    /// Seals that are durable.
-    pub journal_seals: Counter,
-    /// Seals that an anchor took.
-    pub anchored: Counter,
-    /// Seals that an anchor did not take.
-    pub anchor_failures: Counter,
+    /// Seals of the audit log.
+    pub seals: Seals,
     /// 1 while the fixed address is on this machine; IPv4, IPv6. -1 where none is configured.
     pub fixed_address: [Gauge; 2],
     /// Generation of the snapshot in force.
@@ -111,6 +107,15 @@ impl Disks {
             self.space_low.clone(),
         );
     }
+}
+
+/// Counts of seals.
+#[derive(Default)]
+pub struct Seals {
+    pub durable: Counter,
+    /// Taken by an anchor; and not.
+    pub anchored: Counter,
+    pub not_anchored: Counter,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -200,9 +205,7 @@ impl Metrics {
             journal_syncs: Counter::default(),
             journal_healthy: Gauge::default(),
             journal_failures: Counter::default(),
-            journal_seals: Counter::default(),
-            anchored: Counter::default(),
-            anchor_failures: Counter::default(),
+            seals: Seals::default(),
             journal_disks: Disks::default(),
             generation: Gauge::default(),
             reload_failures: Counter::default(),
@@ -240,16 +243,16 @@ impl Metrics {
             "Failed writes and syncs of the audit log",
             self.journal_failures.clone(),
         );
-        r.register("journal_seals", "Seals written", self.journal_seals.clone());
+        r.register("journal_seals", "Seals written", self.seals.durable.clone());
         r.register(
             "anchored_seals",
             "Seals that an anchor took",
-            self.anchored.clone(),
+            self.seals.anchored.clone(),
         );
         r.register(
             "anchor_failures",
             "Seals that an anchor did not take",
-            self.anchor_failures.clone(),
+            self.seals.not_anchored.clone(),
         );
         self.journal_disks.register(r);
         r.register(

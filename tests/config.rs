@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tollgate::config::typed::{Config, HostPattern, OnFailure};
+use tollgate::config::typed::{Anchor, Config, HostPattern, OnFailure};
 use tollgate::config::{self, Warning};
 
 const SMALLEST: &str = r#"
@@ -123,7 +123,7 @@ fn the_full_example_has_every_key() {
             );
         }
     }
-    assert_eq!(tables, 23);
+    assert_eq!(tables, 24);
 }
 
 #[test]
@@ -137,9 +137,14 @@ fn the_full_example_tells_the_true_defaults() {
     same(&full.process, &small.process);
     same(&full.admin, &small.admin);
     same(&full.log, &small.log);
-    // The one key of `[audit]` that has none.
+    // The keys of `[audit]` that have none.
     let standby = full.audit.standby_dir.take();
     assert_eq!(standby, Some("/mnt/other/tollgate".into()));
+    let anchors = std::mem::take(&mut full.audit.anchors);
+    assert_eq!(
+        anchors,
+        [Anchor::File("/mnt/elsewhere/tollgate.anchor".into())]
+    );
     same(&full.audit, &small.audit);
     let (last, only) = (&full.ingress[0].routes[1], &small.ingress[0].routes[0]);
     same(&last.timeouts, &only.timeouts);
@@ -157,6 +162,39 @@ fn the_full_example_tells_the_true_defaults() {
     assert_eq!(full.listeners[0].listen, small.listeners[0].listen);
     assert_eq!(small.listeners[0].clients[0].name, "local");
     assert_eq!(full.forwards[0].from, small.listeners[0].clients[0].from);
+}
+
+#[test]
+fn anchors_and_receipts_that_cannot_be_used_are_named() {
+    for (audit, problem) in [
+        ("anchor = {}", "an anchor is one file or one descriptor"),
+        (
+            "anchor = { file = '/a', fd = 3 }",
+            "an anchor is one file or one descriptor",
+        ),
+        ("anchor = { file = 'a' }", "\"a\" is not an absolute path"),
+        ("anchor = { fd = 2 }", "out of range"),
+        (
+            "anchor = [{ fd = 3 }, { fd = 3 }]",
+            "descriptor 3 is named twice",
+        ),
+        ("receipt = {}", "`key_file` is missing"),
+        (
+            "receipt = { key_file = '/none' }",
+            "cannot read /none: No such file or directory (os error 2)",
+        ),
+        (
+            "receipt = { key_file = '/dev/null' }",
+            "/dev/null does not hold a key of 32 bytes or more",
+        ),
+    ] {
+        let text = format!("audit = {{ {audit} }}\n{SMALLEST}");
+        let Err(mistakes) = config::parse(Path::new("tollgate.toml"), text) else {
+            panic!("{audit} is accepted");
+        };
+        let problems: Vec<_> = mistakes.iter().map(|remark| &remark.problem).collect();
+        assert_eq!(problems, [problem], "{audit}");
+    }
 }
 
 #[test]
@@ -679,10 +717,6 @@ sandbox = 'on'
 token_file = 'x'
 # admin.token_file | the admin listener is on loopback only
 
-[audit]
-seal_every = '1s'
-# audit.seal_every | `tollgate audit verify` checks sequence and checksums
-
 [audit.identity]
 jwt = {}
 # audit.identity | records hold the client address, not the user
@@ -777,6 +811,10 @@ drain_deadline = '2h'
 [audit]
 segment = '1KiB'
 # audit.segment | choose from 64KiB to 1GiB
+
+[audit]
+seal_every = '10ms'
+# audit.seal_every | choose from 100ms to 1h
 
 [audit]
 wait_budget = '1ms'
@@ -892,6 +930,12 @@ redirect_http = '[::ffff:127.0.0.1]:80'
 
 redirect_http = '0.0.0.0:0'
 # redirect_http | port 0 is any free port | choose a port from 1 to 65535
+
+receipt = true
+# receipt | there is no key to make receipts with | add `[audit.receipt]` with `key_file = "FILE"`, which the upstream has too
+
+receipt = 'yes'
+# receipt | expected true or false, found string | write true or false, without quotes
 
 redirect_http = 80
 # redirect_http | expected text, found integer | write it in double quotes

@@ -42,7 +42,7 @@ impl Anchor {
     /// Hands over a note; never waits.
     pub(super) fn give(&self, note: &Arc<str>) {
         if self.notes.try_send(Arc::clone(note)).is_err() {
-            self.metrics.anchor_failures.inc();
+            self.metrics.seals.not_anchored.inc();
         }
     }
 }
@@ -53,8 +53,8 @@ fn run(place: &Place, notes: &Receiver<Arc<str>>, seat: &Seat, metrics: &Metrics
     while let Ok(note) = notes.recv() {
         let written = append(place, &mut stream, &note);
         let count = match &written {
-            Ok(()) => &metrics.anchored,
-            Err(_) => &metrics.anchor_failures,
+            Ok(()) => &metrics.seals.anchored,
+            Err(_) => &metrics.seals.not_anchored,
         };
         count.inc();
         if written.is_err() == std::mem::replace(&mut failing, written.is_err()) {

@@ -17,10 +17,13 @@ use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Duration;
 
+use super::frame::Kind;
 use super::note::{SigningKey, VerifierKey};
 use super::opening::OpenError;
+use super::order::order;
 use super::recover::Recovered;
 use super::segment::Store;
+use super::{scan, seal};
 use crate::clock::Id;
 use crate::disk::Access;
 use crate::workers;
@@ -60,6 +63,7 @@ impl Vault {
     /// Goes on with what was recovered, or begins anew where there is nothing.
     pub(super) fn recover(
         store: &Store,
+        log: &[Store],
         recovered: &Recovered,
     ) -> Result<(Self, SigningKey), OpenError> {
         match &recovered.tail.key {
@@ -67,8 +71,28 @@ impl Vault {
                 dir: store.dir.clone(),
             }),
             None => Self::create(store),
-            Some(key) => Self::open(store, key, recovered),
+            Some(key) => {
+                let opened = Self::open(store, key, || match &recovered.announced {
+                    Some(seal) => Ok(Some(seal.clone())),
+                    None => announcement(log, key),
+                });
+                match opened {
+                    Err(OpenError::SealKey { .. }) if recovered.is_damaged => {
+                        Self::open_despite(store, key).map_or(opened, Ok)
+                    }
+                    opened => opened,
+                }
+            }
         }
+    }
+
+    /// Goes on with a key that is there, whose announcement is among what is damaged; `verify` tells that it is missing.
+    fn open_despite(store: &Store, lost: &VerifierKey) -> Option<(Self, SigningKey)> {
+        let vault = Self::new(store, lost.log_id().to_owned());
+        let bytes = vault.read(KEY).ok()?;
+        let key = SigningKey::parse(std::str::from_utf8(&bytes).ok()?)?;
+        let (_, key) = Self::open(store, key.public(), || Ok(None)).ok()?;
+        (key.public().name() == lost.name()).then_some((vault, key))
     }
 
     /// Begins the chain of a new log.
@@ -82,11 +106,11 @@ impl Vault {
         Ok((vault, key))
     }
 
-    /// Goes on with the key that is in force at the end of the log.
+    /// Goes on with the key that is in force at the end of the log. `announced` finds the seal that says so.
     fn open(
         store: &Store,
         in_force: &VerifierKey,
-        recovered: &Recovered,
+        announced: impl FnOnce() -> io::Result<Option<Vec<u8>>>,
     ) -> Result<(Self, SigningKey), OpenError> {
         let mut vault = Self::new(store, in_force.log_id().to_owned());
         let path = vault.path(KEY);
@@ -101,11 +125,11 @@ impl Vault {
             return Ok((vault, key));
         }
         let next = held(NEXT).map_err(failed)?;
-        let announced = match &next {
-            Some(_) => recovered.announcement(in_force).map_err(failed)?,
+        let seal = match next {
+            Some(_) => announced().map_err(failed)?,
             None => None,
         };
-        match (next, announced) {
+        match (next, seal) {
             (Some(key), Some(announced)) => {
                 vault.owed = Some(announced);
                 vault.settle().map_err(failed)?;
@@ -299,4 +323,23 @@ fn no_key() -> io::Error {
 pub(super) fn first(store: &Store) -> Option<VerifierKey> {
     let bytes = store.disk.read(&store.dir.join(PUB)).ok()?;
     VerifierKey::parse(std::str::from_utf8(&bytes).ok()?.trim())
+}
+
+/// The seal that announced `key`, which a process could not put down in the chain for as long as it ran.
+fn announcement(log: &[Store], key: &VerifierKey) -> io::Result<Option<Vec<u8>>> {
+    for segment in order(log)?.segments.iter().rev() {
+        let Some(store) = log.get(segment.at) else {
+            continue;
+        };
+        let mut found = None;
+        scan::scan(store, segment.name, segment.limit, |line, bytes, _| {
+            if line.kind == Kind::Seal && seal::announces(bytes).as_ref() == Some(key) {
+                found = Some([bytes, b"\n"].concat());
+            }
+        })?;
+        if found.is_some() {
+            return Ok(found);
+        }
+    }
+    Ok(None)
 }

@@ -133,7 +133,7 @@ impl House {
         let seats = super::start::make_seats(&board, BOUNDS, 0);
         let metrics = Arc::new(Metrics::new());
         // A thread of its own keeps the keys, which may hang with the primary; there is none here.
-        let (vault, key) = Vault::recover(stores.last().unwrap(), &recovered)?;
+        let (vault, key) = Vault::recover(stores.last().unwrap(), &stores, &recovered)?;
         let edge = recovered.tail.edge.clone();
         let sealer = Sealer::new(edge, key, Keys::Here(vault), Vec::new(), SEAL_EVERY);
         let dirs = stores.iter().map(|store| store.dir.clone());

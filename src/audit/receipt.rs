@@ -13,6 +13,7 @@
 //! holds the log's public key and asks for a proof.
 
 use std::fmt::Write as _;
+use std::sync::{Arc, OnceLock};
 
 use aws_lc_rs::hmac;
 
@@ -29,6 +30,13 @@ const VALUE_BYTES: usize = 256;
 pub struct Mark {
     pub seq: u64,
     pub leaf: Hash,
+}
+
+/// Where the writer puts the mark of one intention, before it says that it is durable.
+pub(super) struct Wanted {
+    /// Which of the intentions.
+    pub(super) line: usize,
+    pub(super) mark: Arc<OnceLock<Mark>>,
 }
 
 /// The key that is shared with the upstream.

@@ -10,7 +10,6 @@ use std::path::Path;
 
 use super::OpenError;
 use super::frame::{Kind, Line};
-use super::note::{Note, VerifierKey};
 use super::order::{Order, Placed, Rival, order};
 use super::scan::{self, Damage, Found};
 use super::seal::{self, Tail};
@@ -34,15 +33,18 @@ pub(super) struct Recovered {
     degraded: bool,
     /// Whether the log ends by saying that it is closed.
     finished: bool,
+    /// Whether damage was accepted.
+    pub(super) is_damaged: bool,
     /// What there is to tell.
     pub(super) events: Vec<Event>,
     /// The tree of all records, and the key to seal it with; none if there are none.
     pub(super) tail: Tail,
-    /// The last seal that announced a key, if one did in what was read.
-    announced: Option<Vec<u8>>,
-    /// Segments that were not read, since no open entry can be in them.
-    unread: Vec<(Store, Placed)>,
+    /// The seal that announced that key, if one did in what was read.
+    pub(super) announced: Option<Vec<u8>>,
 }
+
+/// No line is shorter.
+const BYTES_MIN: u64 = 32;
 
 /// What to do about a record that is damaged.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -76,12 +78,6 @@ pub(super) fn recover(stores: &[Store], on_damage: OnDamage) -> Result<Recovered
     let begin = segments
         .partition_point(|segment| segment.name.first < since)
         .min(unclosed.unwrap_or(usize::MAX));
-    for segment in segments.iter().take(begin) {
-        let store = stores.get(segment.at).cloned();
-        recovered
-            .unread
-            .extend(store.map(|store| (store, *segment)));
-    }
     for (at, segment) in segments.iter().enumerate().skip(begin) {
         let Some(store) = stores.get(segment.at) else {
             continue;
@@ -146,16 +142,11 @@ impl Recovered {
             Kind::After(id) => drop(self.open.remove(&id)),
             Kind::Event("segment", facts) => {
                 if let Some(tail) = Tail::read(facts).filter(|tail| tail.edge.size() < line.seq) {
-                    self.tail.key = tail.key;
-                    if self.tail.edge.size() != tail.edge.size() {
-                        self.tail.edge = tail.edge; // the first that is read, or behind a gap
-                    }
+                    self.tail = tail; // what it says of records that are not read, or are missing
                 }
             }
             Kind::Seal => {
-                let next = seal::note(bytes)
-                    .as_deref()
-                    .and_then(|note| Note::parse(note)?.unproven()?.next);
+                let next = seal::announces(bytes);
                 if next.is_some() {
                     self.tail.key = next;
                     self.announced = Some([bytes, b"\n"].concat());
@@ -166,34 +157,6 @@ impl Recovered {
             Kind::Denied | Kind::Event(..) => {}
         }
         self.tail.edge.push(tree::leaf(bytes));
-    }
-
-    /// The seal that announced `key`, with its line feed; looked for in the whole log, newest segment first.
-    pub(super) fn announcement(&self, key: &VerifierKey) -> io::Result<Option<Vec<u8>>> {
-        let announces = |line: &[u8]| {
-            let note = seal::note(line);
-            let next = note
-                .as_deref()
-                .and_then(|note| Note::parse(note)?.unproven()?.next);
-            next.as_ref() == Some(key)
-        };
-        if let Some(line) = &self.announced
-            && announces(line.trim_ascii_end())
-        {
-            return Ok(Some(line.clone()));
-        }
-        for (store, segment) in self.unread.iter().rev() {
-            let mut found = None;
-            scan::scan(store, segment.name, segment.limit, |line, bytes, _| {
-                if line.kind == Kind::Seal && announces(bytes) {
-                    found = Some([bytes, b"\n"].concat());
-                }
-            })?;
-            if found.is_some() {
-                return Ok(found);
-            }
-        }
-        Ok(None)
     }
 
     /// Goes through one segment; closes it if it is open.
@@ -225,6 +188,15 @@ impl Recovered {
         damage: Damage,
     ) -> Result<(), OpenError> {
         self.next = found.next.max(found.beyond);
+        // Records are no shorter than this; a larger number is forged.
+        if self.next - found.next > (found.used - found.whole) / BYTES_MIN {
+            return Err(OpenError::Damaged {
+                file: store.path(name),
+                offset: damage.place.offset,
+                what: "a record has a number that cannot be".to_owned(),
+            });
+        }
+        self.is_damaged = true;
         for _ in found.next..self.next {
             self.tail.edge.push(tree::leaf(b"")); // the tree has a place for what is missing
         }

@@ -5,6 +5,7 @@
 //! to a disk; who writes it, and that it counts only once it is durable, is the writer's business.
 
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,7 @@ use serde::Deserialize;
 use super::anchor::Anchor;
 use super::frame;
 use super::keys::{Keys, Vault};
-use super::note::{SigningKey, VerifierKey, read_hashes, show_hashes};
+use super::note::{Note, SigningKey, VerifierKey, read_hashes, show_hashes};
 use super::opening::OpenError;
 use super::receipt::Mark;
 use super::recover::{Recovered, fact};
@@ -82,17 +83,29 @@ pub(super) fn note(line: &[u8]) -> Option<String> {
         .map(|line| line.note)
 }
 
+/// The key that the seal in `line` announces, unproven.
+pub(super) fn announces(line: &[u8]) -> Option<VerifierKey> {
+    Note::parse(&note(line)?)?.unproven()?.next
+}
+
 impl Sealer {
-    /// Goes on sealing the log that was recovered in `store`; `seat` takes what the anchors have to tell.
+    /// Goes on sealing the log that was recovered in the directories `log`, primary first; `seat` takes what the anchors have to tell.
     pub(super) fn open(
-        store: &Store,
+        log: &[Store],
         recovered: &Recovered,
         sealing: Sealing,
         seat: Option<Arc<Seat>>,
         metrics: &Arc<Metrics>,
     ) -> Result<Self, OpenError> {
+        let Some(store) = log.first() else {
+            return Err(OpenError::io(
+                Path::new(""),
+                "find",
+                io::ErrorKind::NotFound.into(),
+            ));
+        };
         let failed = |error| OpenError::io(&store.dir, "begin to seal", error);
-        let (vault, key) = Vault::recover(store, recovered)?;
+        let (vault, key) = Vault::recover(store, log, recovered)?;
         let keys = Keys::start(vault).map_err(failed)?;
         let start = |(place, seat)| Anchor::start(place, seat, Arc::clone(metrics));
         let places = sealing.anchors.into_iter();

@@ -19,7 +19,7 @@ use tokio::sync::Notify;
 use super::board::{Board, IDLE, LAZY, WANTED};
 use super::denials::Denials;
 use super::epochs::Epochs;
-use super::receipt::Mark;
+use super::receipt::{Mark, Wanted};
 use crate::clock;
 use crate::record::{AFTER_BYTES_MAX, Denied, RECORD_BYTES_MAX};
 use crate::workers;
@@ -105,13 +105,6 @@ pub(super) struct Queues {
     /// How many intentions there are, and who wants to know the place of theirs.
     lines: usize,
     pub(super) wanted: Vec<Wanted>,
-}
-
-/// Where the writer puts the mark of one intention, before it says that it is durable.
-pub(super) struct Wanted {
-    /// Which of the intentions.
-    pub(super) line: usize,
-    pub(super) mark: Arc<OnceLock<Mark>>,
 }
 
 /// A place in the queue, and the entry that took it.

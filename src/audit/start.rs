@@ -91,7 +91,7 @@ pub(super) fn start(
     let board = Arc::new(Board::new(plan.patience));
     let seats = make_seats(&board, plan.bounds, plan.workers);
     let shared = seats.last().cloned();
-    let sealer = Sealer::open(&plan.primary, &recovered, plan.sealing, shared, &metrics)?;
+    let sealer = Sealer::open(&stores, &recovered, plan.sealing, shared, &metrics)?;
     let log_id = sealer.log_id().into();
     let dirs = stores.iter().map(|store| store.dir.clone());
     let (office, calls) = Office::open(&board, &seats, metrics, plan.rules, dirs);

@@ -162,11 +162,14 @@ fn wake_between(at: u64, second_at: u64) {
     house.ask();
     house.now += Duration::from_secs(1);
     let stuck = house.spawn_turn();
-    while !stuck.is_finished() && !(first.is_stuck() && house.office.relieve()) {
+    loop {
+        if stuck.is_finished() {
+            return;
+        }
+        if first.is_stuck() && house.office.relieve() {
+            break;
+        }
         sleep(Duration::from_micros(50));
-    }
-    if stuck.is_finished() {
-        return;
     }
     house.follow();
     let at = second.calls() + second_at;

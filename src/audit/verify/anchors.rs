@@ -297,7 +297,8 @@ mod tests {
         let mut found = Vec::new();
         while let Some(held) = notes.next().unwrap() {
             found.push((held.checkpoint.size, held.offset));
-            assert!(text[held.offset as usize..].starts_with(&held.text));
+            let at = usize::try_from(held.offset).unwrap();
+            assert!(text.get(at..).unwrap().starts_with(&held.text));
         }
         (found, notes.passed_over)
     }

@@ -108,7 +108,7 @@ impl Writer {
             sealer.sealed(&made, &self.device.framed);
         }
         self.device.forget();
-        self.office.metrics.journal_seals.inc();
+        self.office.metrics.seals.durable.inc();
         Ok(())
     }
 }

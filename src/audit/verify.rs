@@ -232,6 +232,10 @@ impl Check<'_> {
                     return Some(what.to_owned());
                 }
             }
+            "pruned" => {
+                let last = number("last").unwrap_or_default();
+                self.report.pruned_seq = self.report.pruned_seq.max(last);
+            }
             "degraded" => {
                 self.report.degraded += 1;
                 self.report.degraded_ms += number("lasted_ms").unwrap_or_default();

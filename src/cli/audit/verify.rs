@@ -153,7 +153,11 @@ fn counts(report: &Report) -> String {
     }
     if *first_seq > 1 {
         let before = first_seq - 1;
-        text.push_str(&format!("earlier   {before} records are not here"));
+        let why = match report.pruned_seq {
+            pruned if pruned >= before => "removed as they need not be kept, says the log",
+            _ => "and the log does not say that they were removed",
+        };
+        text.push_str(&format!("earlier   {before} records are not here, {why}"));
         if report.begun_earlier > 0 {
             let ended = report.begun_earlier;
             text.push_str(&format!("; {ended} entries that began there ended here"));

@@ -235,6 +235,10 @@ impl Check<'_> {
                     return Some(what.to_owned());
                 }
             }
+            "pruned" => {
+                let last = number("last").unwrap_or_default();
+                self.report.pruned_seq = self.report.pruned_seq.max(last);
+            }
             "degraded" => {
                 let lasted_ms = number("lasted_ms").unwrap_or_default();
                 self.report.unrecorded += number("unrecorded").unwrap_or_default();
@@ -246,10 +250,6 @@ impl Check<'_> {
             }
             // A process ended in the middle of one.
             "not_closed" if self.lasting_ms > 0 => self.degraded(self.lasting_ms),
-            "pruned" => {
-                let last = number("last").unwrap_or_default();
-                self.report.pruned_seq = self.report.pruned_seq.max(last);
-            }
             _ => {}
         }
         None

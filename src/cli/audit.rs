@@ -89,6 +89,7 @@ enum KindOf {
     Before,
     Denied,
     Event,
+    Seal,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

@@ -153,11 +153,10 @@ fn counts(report: &Report) -> String {
     }
     if *first_seq > 1 {
         let before = first_seq - 1;
-        let why = match report.pruned_seq {
-            pruned if pruned >= before => "removed as they need not be kept, says the log",
-            _ => "and the log does not say that they were removed",
-        };
-        text.push_str(&format!("earlier   {before} records are not here, {why}"));
+        text.push_str(&format!("earlier   {before} records are not here"));
+        if report.pruned_seq >= before {
+            text.push_str("; the log says that they were removed");
+        }
         if report.begun_earlier > 0 {
             let ended = report.begun_earlier;
             text.push_str(&format!("; {ended} entries that began there ended here"));

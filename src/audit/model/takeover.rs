@@ -142,14 +142,14 @@ fn hang(at: u64, landed: bool, late: Late) -> bool {
 #[test]
 fn a_hang_at_any_call_passes_the_log_to_the_standby_and_loses_nothing() {
     let mut hung = 0;
-    for late in [Late::Never, Late::Fails, Late::Lands] {
-        for at in 1..40 {
+    for (late, step) in [(Late::Never, 3), (Late::Fails, 3), (Late::Lands, 1)] {
+        for at in (1..40).step_by(step) {
             for landed in [false, true] {
                 hung += u32::from(hang(at, landed, late));
             }
         }
     }
-    assert!(hung > 60, "{hung}");
+    assert!(hung > 40, "{hung}");
 }
 
 /// The primary's call wakes while the standby's is under way.
@@ -203,7 +203,7 @@ fn a_call_that_wakes_while_the_standby_writes_changes_nothing() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 120, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 50, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Both disks fail now and then: nobody is promised what is not there.
     #[test]

@@ -116,12 +116,15 @@ impl Writer {
     /// Counts out what is left.
     fn ration(&mut self, why: String, left: u64) {
         let board = Arc::clone(&self.office.board);
+        if self.ledger.short.is_some() && board.room.is_full() {
+            return self.tell_short(&board.counts); // it stays so until there is a next segment
+        }
         board.room.set(Some(0)); // nobody comes in while it is counted
         let owed: u64 = self.office.seats.iter().map(|seat| seat.owed()).sum();
         let kept = EVENT_BYTES.min(left / EVENT_PART);
         board.room.set(Some(left.saturating_sub(owed + kept)));
         if self.ledger.short.is_some() {
-            return self.tell_short(&board.counts);
+            return;
         }
         let dir = self.device.store.dir.display().to_string();
         tracing::error!(

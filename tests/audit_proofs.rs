@@ -296,3 +296,31 @@ fn seals_go_to_a_descriptor_that_was_left_open() {
     let done = place.tollgate(&["audit", "verify", text(&state), "--anchor", text(&out)]);
     assert_eq!(done.code, Some(0), "{done:?}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn an_anchor_that_cannot_be_reached_is_told_and_holds_nobody_up() {
+    let mut stage = Stage::set();
+    let elsewhere = stage.place.path("elsewhere");
+    let anchor = elsewhere.join("anchor");
+    stage.config = stage.config.replace(text(&stage.anchor), text(&anchor));
+    let gate = stage.start();
+    let told = |name: &str| {
+        let state = stage.state();
+        let found = stage.audit(&["search", &state, "--kind", "event"]).ok();
+        found
+            .contains(&format!("\"name\":\"{name}\""))
+            .then_some(())
+    };
+    stage.ask(20).await;
+    eventually("anchor_failed", LIMIT, || told("anchor_failed"));
+    assert!(gate.metrics().contains("tollgate_anchor_failures_total"));
+    fs::create_dir(&elsewhere).unwrap();
+    stage.ask(20).await;
+    eventually("anchor_back", LIMIT, || told("anchor_back"));
+    // Beside the running process the anchor is never ahead of the log.
+    for _ in 0..5 {
+        stage.ask(30).await;
+        let (code, report) = stage.report(&["--anchor", text(&anchor)]);
+        assert_eq!(code, 0, "{report}");
+    }
+}

@@ -413,10 +413,9 @@ fn a_backlog_larger_than_every_bound_is_recovered_in_little_memory() {
         .tollgate(&[
             "audit",
             "search",
-            "--state-dir",
-            state.to_str().unwrap(),
             "--id",
             &kept_open,
+            state.to_str().unwrap(),
         ])
         .ok();
     let ends = found

@@ -95,11 +95,12 @@ impl Scene {
         self.place.verify();
     }
 
+    /// A thread gives itself its name, once it runs.
     fn thread(&self, name: &str) -> u32 {
-        let found = threads(self.gate.pid())
-            .into_iter()
-            .find(|(_, n)| n == name);
-        found.unwrap_or_else(|| panic!("no thread {name}")).0
+        eventually(name, LIMIT, || {
+            let mut threads = threads(self.gate.pid()).into_iter();
+            threads.find(|(_, n)| n == name).map(|(thread, _)| thread)
+        })
     }
 
     fn end(mut self) {

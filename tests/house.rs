@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 const FLOORS: &[&[&str]] = &[
     &["addr", "clock", "outcome"],
-    &["disk", "pem", "resolve", "socket", "wire", "workers"],
+    &["disk", "pem", "socket", "wire", "workers"],
+    &["resolve"],
     &[
         "config",
         "identity",

@@ -9,6 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
+use super::room::Room;
 use crate::clock;
 use crate::config::typed::Audit;
 
@@ -32,6 +33,7 @@ pub(super) struct Board {
     busy_since_ns: AtomicU64,
     down: AtomicBool,
     closing: AtomicBool,
+    pub(super) room: Room,
     ended: AtomicBool,
     /// First `seq` of the segment that is being written.
     segment: AtomicU64,
@@ -75,6 +77,8 @@ pub enum Trouble {
     Closing,
     /// The last write failed.
     Failing,
+    /// The disk has no room but for the ends of what was let in.
+    Full,
     /// A call to the disk does not return.
     Hanging,
 }
@@ -85,6 +89,9 @@ impl Trouble {
         match self {
             Self::Closing => "the audit log is closed",
             Self::Failing => "the audit log cannot be written; look at the state directory's disk",
+            Self::Full => {
+                "the disk of the audit log is full; make room on the state directory's disk, or keep less by `audit.retain`"
+            }
             Self::Hanging => {
                 "the audit log's disk hangs; look at the state directory's disk, and give `audit.standby_dir` another one"
             }
@@ -101,6 +108,7 @@ impl Board {
             busy_since_ns: AtomicU64::new(0),
             down: AtomicBool::new(false),
             closing: AtomicBool::new(false),
+            room: Room::new(),
             ended: AtomicBool::new(false),
             segment: AtomicU64::new(0),
             budget_ns: AtomicU64::new(0),
@@ -215,6 +223,8 @@ impl Board {
             Some(Trouble::Failing)
         } else if self.stalled().is_some() {
             Some(Trouble::Hanging)
+        } else if self.room.is_full() {
+            Some(Trouble::Full)
         } else {
             None
         }

@@ -47,6 +47,14 @@ impl Device {
         self.segment.as_ref().is_some_and(full)
     }
 
+    /// Why there is no next segment, and how much fits into this one; `None` while there is one, or may be soon. If
+    /// `again`, one is tried to be made.
+    pub(super) fn lack(&mut self, again: bool) -> Option<(String, u64)> {
+        let room = self.room();
+        let why = self.spares.lack(again)?;
+        self.segment.is_some().then(|| (why.to_owned(), room))
+    }
+
     pub(super) fn has_segment(&self) -> bool {
         self.segment.is_some()
     }

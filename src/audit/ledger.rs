@@ -8,7 +8,7 @@
 
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::board::Board;
 use super::epochs::Epochs;
@@ -16,6 +16,7 @@ use super::frame;
 use super::receipt::{Mark, Wanted};
 use super::seal::Sealer;
 use super::seat::{Queues, Seat};
+use super::spell::Spell;
 use crate::clock;
 use crate::record::Event;
 
@@ -31,7 +32,9 @@ pub(super) struct Ledger {
     /// The tree of everything before `next`; there whenever the ledger is.
     pub(super) sealer: Option<Box<Sealer>>,
     /// Since when nothing can be written, and why.
-    pub(super) down: Option<(Instant, String)>,
+    pub(super) down: Option<Spell>,
+    /// Since when there is no next segment, and why.
+    pub(super) short: Option<Spell>,
     /// Where to say that the log is closed.
     pub(super) done: Option<SyncSender<()>>,
 }
@@ -179,6 +182,18 @@ impl Shelf {
         let (_, ledger) = self.lock().take_if(|(whose, _)| *whose == at)?;
         self.board.set_busy(false);
         Some(ledger)
+    }
+
+    /// Puts down how long the call has hung, and tells of it now and then.
+    pub(super) fn note_stall(&self) {
+        let mut place = self.lock();
+        if let (Some(lasted), Some((_, ledger))) = (self.board.stalled(), place.as_mut()) {
+            let hang = || Spell::lasting(lasted, "a call to the disk hangs".to_owned());
+            let spell = ledger.down.get_or_insert_with(hang);
+            if let Some(event) = spell.due(clock::now(), &self.board.counts) {
+                ledger.note(&event);
+            }
+        }
     }
 
     /// Takes it if the call hangs, and says since how long it has lasted.

@@ -16,6 +16,7 @@ use super::board::Board;
 use super::keeper::Rules;
 use super::ledger::{Ledger, Shelf};
 use super::seat::Seat;
+use super::spell::Spell;
 use crate::clock::{self, Id};
 use crate::record::Event;
 use crate::telemetry::Metrics;
@@ -175,8 +176,8 @@ impl Office {
             return false;
         };
         let cause = format!("a call to the disk hangs for {} ms", lasted.as_millis());
-        let since = clock::now().checked_sub(lasted).unwrap_or_else(clock::now);
-        ledger.down.get_or_insert((since, cause.clone()));
+        let hang = || Spell::lasting(lasted, cause.clone());
+        ledger.down.get_or_insert_with(hang);
         self.hand_over(to, ledger, &cause);
         true
     }
@@ -188,13 +189,15 @@ impl Office {
             thread::sleep((self.board.stall_after() / LOOKS).clamp(LOOK_MIN, LOOK_MAX));
             let healthy = self.board.trouble().is_none();
             self.metrics.journal_healthy.set(i64::from(healthy));
-            let stalled = self.board.stalled();
-            if stalled.is_none() {
+            if self.board.stalled().is_none() {
                 told = false;
-            } else if !self.relieve() && !std::mem::replace(&mut told, true) {
-                tracing::error!(
-                    "a call to the audit log's disk hangs; requests are refused until it returns"
-                );
+            } else if !self.relieve() {
+                self.shelf.note_stall();
+                if !std::mem::replace(&mut told, true) {
+                    tracing::error!(
+                        "a call to the audit log's disk hangs; requests are refused until it returns"
+                    );
+                }
             }
         }
     }

@@ -21,7 +21,7 @@ use crate::record::Event;
 use crate::telemetry::Way;
 
 /// What the next process goes on from.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Recovered {
     /// The number of the next record.
     pub(super) next: u64,
@@ -29,13 +29,17 @@ pub(super) struct Recovered {
     /// one process lets in.
     pub(super) open: HashMap<Id, (Way, u64)>,
     on_damage: OnDamage,
+    /// Whether the log ends in a time in which not everything was recorded as it should.
+    degraded: bool,
+    /// Whether the log ends by saying that it is closed.
+    finished: bool,
     /// Whether damage was accepted.
     pub(super) is_damaged: bool,
     /// What there is to tell.
     pub(super) events: Vec<Event>,
     /// The tree of all records, and the key to seal it with; none if there are none.
     pub(super) tail: Tail,
-    /// The seal that announced that key, if one did.
+    /// The seal that announced that key, if one did in what was read.
     pub(super) announced: Option<Vec<u8>>,
 }
 
@@ -82,6 +86,14 @@ pub(super) fn recover(stores: &[Store], on_damage: OnDamage) -> Result<Recovered
             recovered.gap(segment.name);
         }
         recovered.read(store, segment)?;
+    }
+    if recovered.next > 1 && !recovered.finished {
+        let degraded = if recovered.degraded { "yes" } else { "no" };
+        let facts = vec![
+            ("last", (recovered.next - 1).to_string()),
+            ("degraded", degraded.to_owned()),
+        ];
+        recovered.event("not_closed", facts);
     }
     if !recovered.open.is_empty() {
         let count = recovered.open.len().to_string();
@@ -140,6 +152,8 @@ impl Recovered {
                     self.announced = Some([bytes, b"\n"].concat());
                 }
             }
+            Kind::Event("space_short", _) => self.degraded = true,
+            Kind::Event("degraded", facts) => self.degraded = fact(facts, "over") == Some("no"),
             Kind::Denied | Kind::Event(..) => {}
         }
         self.tail.edge.push(tree::leaf(bytes));
@@ -151,7 +165,7 @@ impl Recovered {
         let each = |line: &Line<'_>, bytes: &[u8], _| self.follow(line, bytes, name.first);
         let found = scan::scan(store, name, segment.limit, each)
             .map_err(|error| OpenError::io(&store.path(name), "read", error))?;
-        self.next = found.next;
+        (self.next, self.finished) = (found.next, found.finished);
         match (damage(name, &found), self.on_damage) {
             (None, _) if name.closed => Ok(()),
             (None, _) => self.close(store, name, &found),

@@ -22,7 +22,7 @@ use crate::clock::Id;
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
     pub id: Option<Id>,
-    /// `before`, `after`, `denied`, `event`.
+    /// `before`, `after`, `denied`, `event`, `seal`.
     pub kind: Option<String>,
     /// An address, a CIDR, or the name of an egress client.
     pub client: Option<String>,

@@ -156,8 +156,14 @@ impl Seat {
         if full || inside.closed || self.board.trouble().is_some() {
             return None;
         }
-        encode(&mut inside.queues.intentions);
-        inside.queues.intentions.push(b'\n');
+        let intentions = &mut inside.queues.intentions;
+        let start = intentions.len();
+        encode(intentions);
+        intentions.push(b'\n');
+        if self.board.room.is_short() && !self.board.room.take_entry(intentions.len() - start) {
+            intentions.truncate(start);
+            return None;
+        }
         let line = inside.queues.lines;
         inside.queues.lines += 1;
         if let Some(mark) = mark {
@@ -240,7 +246,8 @@ impl Seat {
     /// Queues a denial, or counts it.
     pub(super) fn deny(&self, denied: &Denied<'_>, now: Instant, wall_ns: u64) {
         let mut inside = self.lock();
-        let room = inside.queues.notes.len() + RECORD_BYTES_MAX <= NOTE_BYTES_MAX;
+        let room = inside.queues.notes.len() + RECORD_BYTES_MAX <= NOTE_BYTES_MAX
+            && !self.board.room.is_short();
         if room && inside.denials.single(now) {
             denied.encode(wall_ns, &mut inside.queues.notes);
             inside.queues.notes.push(b'\n');

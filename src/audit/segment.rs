@@ -62,7 +62,7 @@ pub(super) struct Spares {
     maker: Maker,
     held: Option<Spare>,
     /// Why the last one could not be made.
-    failed: Option<io::Error>,
+    failed: Option<(io::ErrorKind, String)>,
 }
 
 enum Maker {
@@ -206,10 +206,21 @@ impl Spares {
             self.ahead();
             self.keep(true);
         }
-        match (&self.held, self.failed.take()) {
+        match (&self.held, &self.failed) {
             (Some(_), _) => Ok(()),
-            (None, error) => Err(error.unwrap_or_else(gone)),
+            (None, Some((kind, error))) => Err(io::Error::new(*kind, error.clone())),
+            (None, None) => Err(gone()),
         }
+    }
+
+    /// Why there is none and none can be made; it is tried again if `again`.
+    pub(super) fn lack(&mut self, again: bool) -> Option<&str> {
+        self.keep(false);
+        if again && self.failed.is_some() {
+            self.ahead();
+            self.keep(false);
+        }
+        self.failed.as_ref().map(|(_, error)| error.as_str())
     }
 
     fn take(&mut self) -> io::Result<Spare> {
@@ -253,7 +264,7 @@ impl Spares {
     fn set(&mut self, made: io::Result<Spare>) {
         match made {
             Ok(spare) => (self.held, self.failed) = (Some(spare), None),
-            Err(error) => self.failed = Some(error),
+            Err(error) => self.failed = Some((error.kind(), error.to_string())),
         }
     }
 }

@@ -52,6 +52,8 @@ struct Check<'a> {
     open: HashMap<Id, (u64, PathAt)>,
     /// Whether entries may have begun before the first record that is there.
     begun_earlier: bool,
+    /// How long a time without records had lasted when it was told last; 0 if it was over then.
+    lasting_ms: u64,
     seals: Seals,
     anchors: Anchors,
     file: PathBuf,
@@ -122,6 +124,7 @@ pub(super) fn check(
         report: Report::default(),
         open: HashMap::new(),
         begun_earlier: false,
+        lasting_ms: 0,
         seals: Seals::new(trust.key.as_ref().map(|key| key.0.clone()), stores),
         anchors,
         file: PathBuf::new(),
@@ -232,14 +235,30 @@ impl Check<'_> {
                     return Some(what.to_owned());
                 }
             }
-            "degraded" => {
-                self.report.degraded += 1;
-                self.report.degraded_ms += number("lasted_ms").unwrap_or_default();
-                self.report.unrecorded += number("unrecorded").unwrap_or_default();
+            "pruned" => {
+                let last = number("last").unwrap_or_default();
+                self.report.pruned_seq = self.report.pruned_seq.max(last);
             }
+            "degraded" => {
+                let lasted_ms = number("lasted_ms").unwrap_or_default();
+                self.report.unrecorded += number("unrecorded").unwrap_or_default();
+                if fact(facts, "over") == Some("no") {
+                    self.lasting_ms = lasted_ms;
+                } else {
+                    self.degraded(lasted_ms);
+                }
+            }
+            // A process ended in the middle of one.
+            "not_closed" if self.lasting_ms > 0 => self.degraded(self.lasting_ms),
             _ => {}
         }
         None
+    }
+
+    fn degraded(&mut self, lasted_ms: u64) {
+        self.report.degraded += 1;
+        self.report.degraded_ms += lasted_ms;
+        self.lasting_ms = 0;
     }
 
     fn segment(&mut self, name: Name, found: &Found, last: bool) {

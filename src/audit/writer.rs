@@ -15,6 +15,7 @@ use super::frame;
 use super::ledger::Ledger;
 use super::office::Office;
 use super::recover::Recovered;
+use super::spell::Spell;
 use crate::clock;
 use crate::outcome::Outcome;
 use crate::record::{After, Event};
@@ -91,8 +92,11 @@ impl Writer {
                 Err(Halt::Failed(error)) => return self.failed(&error),
                 Err(Halt::Relieved) => return Err(Relieved::Failing),
             }
+        } else if self.ledger.down.is_some() {
+            self.recovered(Duration::ZERO); // a call hung for which nobody waited
         }
-        self.keep_sealed(now)
+        self.keep_sealed(now)?;
+        self.mind_room(ticks)
     }
 
     /// Goes on from what was recovered: begins a segment, and ends in it what an earlier process left open.
@@ -241,8 +245,9 @@ impl Writer {
         }
         if self.ledger.down.is_none() {
             tracing::error!(dir = %self.device.store.dir.display(), %error, "audit log cannot be written; requests are refused until it can");
-            self.ledger.down = Some((clock::now(), error.to_string()));
+            self.ledger.down = Some(Spell::lasting(Duration::ZERO, error.to_string()));
         }
+        self.tell_spell();
         self.office.metrics.journal_healthy.set(0);
         self.office.board.set_down(true); // first, so that nobody comes in after being told
         for seat in self.office.seats.iter() {

@@ -93,6 +93,7 @@ enum KindOf {
     Before,
     Denied,
     Event,
+    Seal,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

@@ -159,6 +159,22 @@ pub(crate) struct DeniedCount {
 }
 
 impl DeniedCount {
+    /// All of one way and one reason in one count.
+    pub(crate) fn by_reason(counts: &[Self]) -> Vec<Self> {
+        let mut sums: Vec<Self> = Vec::new();
+        for count in counts {
+            let same = |sum: &&mut Self| (sum.way, sum.refusal) == (count.way, count.refusal);
+            if let Some(sum) = sums.iter_mut().find(same) {
+                sum.count += count.count;
+                sum.since_ns = sum.since_ns.min(count.since_ns);
+            } else {
+                let whose = None;
+                sums.push(Self { whose, ..*count });
+            }
+        }
+        sums
+    }
+
     /// Appends one record for all of them. A client is a network, or one IPv4 address.
     pub(crate) fn encode(&self, wall_ns: u64, out: &mut Vec<u8>) {
         let mut fields = denied(self.way, wall_ns, out);

@@ -1,13 +1,17 @@
 //! One disk that fills up, and files that disappear from it.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::{House, check, lines, store, whole};
+use super::{HERE, House, PATIENCE, check, denied, lines, store, whole};
+use crate::audit::Trouble;
 use crate::audit::frame;
 use crate::audit::recover::fact;
+use crate::audit::segment::Store;
 use crate::disk::Disk;
 use crate::disk::memory::Memory;
+use crate::outcome::Outcome;
 
 #[test]
 fn a_full_disk_refuses_and_recovers_by_itself() {
@@ -18,8 +22,9 @@ fn a_full_disk_refuses_and_recovers_by_itself() {
         house.ask();
         house.turn();
     }
-    assert!(house.entries.iter().any(|a| a.told == Some(false)));
     let let_in = house.entries.len();
+    assert!(let_in < 20);
+    assert!(house.entries.iter().all(|a| a.told == Some(true)));
     house.ask();
     assert_eq!(house.entries.len(), let_in, "refused at once while down");
     memory.set_bytes_max(None);
@@ -32,6 +37,67 @@ fn a_full_disk_refuses_and_recovers_by_itself() {
         .iter()
         .any(|l| memchr::memmem::find(l, b"\"degraded\"").is_some());
     assert!(degraded, "the time without a log is on record");
+}
+
+#[test]
+fn on_a_full_disk_the_ends_of_what_was_let_in_find_their_place() {
+    let memory = Memory::default();
+    let large = Store {
+        segment_bytes: 256 << 10,
+        ..store(&memory)
+    };
+    let mut house = House::open_on(vec![large], PATIENCE).unwrap();
+    memory.set_bytes_max(Some(1));
+    while house.store().segments().unwrap().len() < 2 {
+        house.ask(); // the next segment was made ahead; behind it there is none
+        house.turn();
+    }
+    let board = Arc::clone(&house.office.board);
+    let mut asked = 0;
+    while board.trouble() != Some(Trouble::Full) {
+        house.ask();
+        if house.entries.len().is_multiple_of(7) {
+            house.turn();
+        }
+        asked += 1;
+        assert!(asked < 10_000 && board.trouble() != Some(Trouble::Failing));
+    }
+    let let_in = house.entries.len();
+    house.ask();
+    assert_eq!(house.entries.len(), let_in, "refused at once");
+    while house.entries.iter().any(|a| !a.ended) {
+        house.end(Outcome::Served);
+        house.seats[0].deny(&denied(HERE.ip()), house.now, 0);
+        house.turn();
+        assert_ne!(board.trouble(), Some(Trouble::Failing));
+    }
+    let told = house
+        .entries
+        .iter()
+        .filter(|a| a.told == Some(true))
+        .count();
+    assert_eq!(told, let_in, "and all of them were let in");
+    let after = House::open(&memory.crash()).unwrap();
+    let text = lines(&after.stores).concat();
+    let told = memchr::memmem::find(&text, br#"not_closed","facts":{"last":""#).unwrap();
+    let rest = &text[told..told + 100];
+    assert!(memchr::memmem::find(rest, br#""degraded":"yes""#).is_some());
+    memory.set_bytes_max(None);
+    house.turn();
+    house.turn();
+    assert_eq!(board.trouble(), None);
+    house.ask();
+    house.turn();
+    let text = lines(&house.stores).concat();
+    for event in ["space_short", "degraded", "\"count\":"] {
+        assert!(
+            memchr::memmem::find(&text, event.as_bytes()).is_some(),
+            "{event}"
+        );
+    }
+    let promised = house.durable();
+    let house = House::open(&memory.crash()).unwrap();
+    whole(&house.stores, &promised);
 }
 
 /// A live segment, and a record in it.

@@ -5,6 +5,8 @@ use std::sync::atomic::Ordering;
 
 use super::{Queues, Seat};
 use crate::audit::epochs::Epochs;
+use crate::audit::frame::OVERHEAD_BYTES_MAX;
+use crate::audit::room::ENDING_BYTES_MAX;
 use crate::record::DeniedCount;
 
 impl Seat {
@@ -13,6 +15,23 @@ impl Seat {
         let mut inside = self.lock();
         mem::swap(&mut inside.queues, queues);
         inside.issued
+    }
+
+    /// Called by the writer: bytes that what waits, and the ends of what is open, will take at most.
+    pub(in crate::audit) fn owed(&self) -> u64 {
+        let inside = self.lock();
+        let Queues {
+            intentions,
+            endings,
+            notes,
+            ..
+        } = &inside.queues;
+        let waiting = [intentions, endings, notes].map(|queue| {
+            let lines = memchr::memchr_iter(b'\n', queue).count();
+            queue.len() + lines * OVERHEAD_BYTES_MAX
+        });
+        let waiting: usize = waiting.iter().sum();
+        waiting as u64 + inside.open.total() * ENDING_BYTES_MAX
     }
 
     /// Called by the writer: gives out the counted denials.

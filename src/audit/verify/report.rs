@@ -28,6 +28,8 @@ pub struct Report {
     pub open_entries: Vec<OpenEntry>,
     /// Terminal records of entries that began in segments which are no longer there.
     pub begun_earlier: u64,
+    /// The last record that the log itself says was removed on purpose.
+    pub pruned_seq: u64,
     /// How often no record could be made durable for longer than anybody waits, and for how long in all.
     pub degraded: u64,
     pub degraded_ms: u64,

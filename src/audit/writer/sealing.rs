@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::{Halt, Relieved, Writer};
 use crate::audit::ledger::Ledger;
+use crate::audit::seal::SEAL_BYTES_MAX;
 use crate::clock;
 
 impl Writer {
@@ -20,6 +21,7 @@ impl Writer {
         let step = match self.seal_due(now) {
             _ if self.ledger.down.is_some() => return Ok(()),
             _ if self.device.is_nearly_full() => Self::turn_over,
+            Some(Duration::ZERO) if !self.office.board.room.take(SEAL_BYTES_MAX) => return Ok(()),
             Some(Duration::ZERO) => Self::seal_now,
             _ => return Ok(()),
         };

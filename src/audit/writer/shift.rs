@@ -80,6 +80,19 @@ impl Writer {
         self.device.probe().is_ok()
     }
 
+    /// Goes on upon the other device before this one is full.
+    pub(super) fn leave(&mut self, why: &str) -> Result<(), Relieved> {
+        let Some(to) = self.office.relief() else {
+            return Ok(());
+        };
+        if self.close_segment().is_err() {
+            return Err(Relieved::Failing);
+        }
+        let ledger = std::mem::take(&mut self.ledger);
+        self.office.hand_over(to, ledger, why);
+        Err(Relieved::Failing)
+    }
+
     pub(super) fn hand_back(&mut self) -> Result<(), Relieved> {
         if self.close_segment().is_err() {
             return Err(Relieved::Failing);

@@ -154,6 +154,9 @@ fn counts(report: &Report) -> String {
     if *first_seq > 1 {
         let before = first_seq - 1;
         text.push_str(&format!("earlier   {before} records are not here"));
+        if report.pruned_seq >= before {
+            text.push_str("; the log says that they were removed");
+        }
         if report.begun_earlier > 0 {
             let ended = report.begun_earlier;
             text.push_str(&format!("; {ended} entries that began there ended here"));

@@ -81,7 +81,7 @@ fn crowd<F: Future<Output = ()> + Send + 'static>(
     }
     for _ in 0..count {
         ended
-            .recv_timeout(Duration::from_secs(30))
+            .recv_timeout(Duration::from_secs(120))
             .expect("nobody hangs");
     }
     workers.stop();

@@ -41,7 +41,10 @@ pub(crate) struct Call {
 impl Call {
     /// What can honestly go wrong with it: in each case the kernel does nothing, and says so.
     pub(crate) fn faults(&self) -> Vec<&'static str> {
-        let mut faults = vec!["error=EIO", "error=EINTR"];
+        let mut faults = vec!["error=EIO"];
+        if self.nth == 1 {
+            faults.push("error=EINTR"); // once is enough: what it means depends on the name alone
+        }
         let opens = self.name == "openat" && !self.line.contains("O_CREAT");
         if NEED_ROOM.contains(&self.name.as_str()) && !opens {
             faults.push("error=ENOSPC");

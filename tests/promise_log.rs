@@ -151,6 +151,8 @@ fn kill_under_load(rounds: usize) {
         .kind("after")
         .filter(|r| r["outcome"] == "unknown")
         .count();
+    let requests = upstream.ids().len();
+    eprintln!("{rounds} kills, {requests} requests, {unknown} of them cut off, none unlogged");
     assert!(
         unknown > 0,
         "no round was killed in the middle of a request: the test tests nothing"

@@ -71,7 +71,7 @@ fn cases(table: &str) -> Vec<(String, Vec<&str>)> {
 
 #[test]
 fn every_example_loads_without_a_warning() {
-    assert_eq!(examples().len(), 5);
+    assert_eq!(examples().len(), 6);
     for path in examples() {
         match config::load(&path) {
             Ok((_, warnings)) => assert!(warnings.is_empty(), "{warnings:?}"),
@@ -125,7 +125,7 @@ fn the_full_example_has_every_key() {
             );
         }
     }
-    assert_eq!(tables, 30);
+    assert_eq!(tables, 32);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //!
 //! A refused nonce is no error: the request is signed again with the one that came back, several times if need be.
 //! Written here and not taken from a crate because those at hand lose what we act on: `Retry-After` of errors, the
-//! issuer's names of dns-persist-01, and any fourth nonce (docs/decisions/0005).
+//! issuer's names of dns-persist-01, and any fourth nonce (docs/decisions/0006).
 
 use std::sync::Arc;
 

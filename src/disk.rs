@@ -5,7 +5,7 @@
 //! business. Directories are 0700, files 0600.
 
 use std::fs::{DirBuilder, OpenOptions, TryLockError};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -14,6 +14,9 @@ use rustix::fs::{FallocateFlags, fallocate, statvfs};
 
 #[cfg(test)]
 pub(crate) mod memory;
+mod whole;
+
+pub(crate) use whole::{create_new, regular};
 
 /// Where files live; cheap to clone.
 #[derive(Clone)]
@@ -339,21 +342,6 @@ fn create() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.write(true).mode(FILE_MODE);
     options
-}
-
-/// The whole of a regular file of at most `bytes_max`.
-pub(crate) fn regular(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
-    // Looked at before it is opened: a pipe without a writer would hold us there.
-    if !std::fs::metadata(path)?.is_file() {
-        return Err(io::Error::other("it is not a regular file"));
-    }
-    let mut bytes = Vec::new();
-    let file = std::fs::File::open(path)?;
-    file.take(bytes_max + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > bytes_max {
-        return Err(io::ErrorKind::FileTooLarge.into());
-    }
-    Ok(bytes)
 }
 
 fn made_dir(path: &Path) -> io::Result<()> {

@@ -206,7 +206,7 @@ fn tunnels_end_soon_after_their_fixed_address_went() {
     let state = net.path("state");
     net.until(|| {
         let found = run(&format!(
-            "{} audit search --state-dir {state}",
+            "{} audit search {state}",
             env!("CARGO_BIN_EXE_tollgate")
         ));
         found.lines().any(|line| {

@@ -143,7 +143,6 @@ async fn a_client_is_written_down_and_introduced_and_whoever_shows_nothing_is_re
         let found = place.tollgate(&[
             "audit",
             "search",
-            "--state-dir",
             state,
             "--certificate",
             certificate,

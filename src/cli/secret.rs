@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Subcommand;
 
 use super::{Exit, complain, print};
-use crate::disk::Disk;
+use crate::disk;
 use crate::secret;
 
 /// Keys to seal with
@@ -50,7 +50,7 @@ pub(super) fn run(arguments: &Arguments) -> Exit {
     let Some(path) = out else {
         return print(&line);
     };
-    match Disk::Machine.create_with(path, line.as_bytes()) {
+    match disk::create_new(path, line.as_bytes()) {
         Ok(()) => Exit::Done,
         Err(source) => {
             let path = path.clone();

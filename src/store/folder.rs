@@ -64,9 +64,8 @@ impl Folder {
         Disk::Machine.make_dir(folder)?;
         // Beside its place, under a name that no other process chooses.
         let draft = folder.join(format!(".{}", Id::new()));
-        let written = Disk::Machine
-            .create_with(&draft, blob)
-            .and_then(|()| Disk::Machine.rename(&draft, path));
+        let written =
+            disk::create_new(&draft, blob).and_then(|()| Disk::Machine.rename(&draft, path));
         if written.is_err() {
             Disk::Machine.remove(&draft).ok(); // the first error is the one to report
         }

@@ -351,7 +351,10 @@ impl Edge {
             .collect();
         text.trim_end_matches('\0')
             .lines()
-            .filter(|line| line.ends_with('}') && !line.contains(r#""kind":"event""#))
+            .filter(|line| line.ends_with('}'))
+            .filter(|line| {
+                !line.contains(r#""kind":"event""#) && !line.contains(r#""kind":"seal""#)
+            })
             .map(str::to_owned)
             .collect()
     }

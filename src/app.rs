@@ -305,9 +305,9 @@ impl House {
 
     /// The log is closed while its workers still run, the threads end last.
     fn stop(self) {
+        self.reloader.journal.close(); // before threads that may wait for a store that hangs
         self.steward.stop();
         self.keeper.stop();
-        self.reloader.journal.close();
         self.admin.stop();
         self.workers.stop();
     }

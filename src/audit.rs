@@ -87,7 +87,7 @@ struct Desk {
     /// Ends when the writer does; `None` once that has been waited for.
     written: Mutex<Option<Receiver<()>>>,
     /// Held as long as the log may be written.
-    _lock: std::fs::File,
+    _locks: Vec<std::fs::File>,
 }
 
 /// Proof that the BEFORE record of an entry is durable.

@@ -11,6 +11,7 @@ use std::time::Duration;
 use http::header::HeaderValue;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::addr::Peer;
@@ -51,6 +52,8 @@ pub struct Ingress {
     metrics: Arc<Metrics>,
     upstreams: Upstreams,
     timers: Timers,
+    /// Room in the corridor.
+    strangers: Semaphore,
 }
 
 /// How long a client connection may take. Timers of requests belong to their routes.
@@ -118,6 +121,7 @@ impl Ingress {
             metrics,
             upstreams: Upstreams::default(),
             timers,
+            strangers: Semaphore::new(corridor::STRANGERS_MAX),
         })
     }
 

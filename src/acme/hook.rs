@@ -6,11 +6,12 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::process::Stdio;
 use std::time::Duration;
 
 use tokio::io::AsyncReadExt as _;
-use tokio::process::Command;
+use tokio::process::{ChildStderr, Command};
 use tokio::time::timeout;
 
 use crate::config::typed::Hook;
@@ -35,6 +36,8 @@ pub(super) enum HookError {
 /// Name services take minutes at the worst.
 const LIMIT: Duration = Duration::from_secs(300);
 const SAID_BYTES_MAX: u64 = 4096;
+/// For what it said to arrive once it has ended.
+const LAST_WORDS_LIMIT: Duration = Duration::from_millis(100);
 /// What programs are looked up in if they name others.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -58,11 +61,19 @@ pub(super) async fn run(hook: &Hook, word: &str, name: &str, value: &str) -> Res
     let pipe = child.stderr.take();
     let ended = timeout(LIMIT, async {
         let mut said = Vec::new();
-        if let Some(pipe) = pipe {
-            let mut pipe = pipe.take(SAID_BYTES_MAX);
-            pipe.read_to_end(&mut said).await.ok(); // what it said is no reason to fail
-        }
-        (child.wait().await, said)
+        let status = {
+            let mut listen = pin!(listen(pipe, &mut said));
+            tokio::select! {
+                biased;
+                () = &mut listen => child.wait().await,
+                // A child of its own may keep the pipe open for ever.
+                status = child.wait() => {
+                    timeout(LAST_WORDS_LIMIT, listen).await.ok();
+                    status
+                }
+            }
+        };
+        (status, said)
     });
     match ended.await {
         Err(_) => Err(HookError::Slow { program: program() }),
@@ -73,6 +84,16 @@ pub(super) async fn run(hook: &Hook, word: &str, name: &str, value: &str) -> Res
             said: shown(&String::from_utf8_lossy(&said)),
         }),
     }
+}
+
+/// Reads to the end, so that a program that says much is not stopped by it, and keeps how it began.
+async fn listen(pipe: Option<ChildStderr>, said: &mut Vec<u8>) {
+    let Some(mut pipe) = pipe else { return };
+    let mut beginning = (&mut pipe).take(SAID_BYTES_MAX);
+    beginning.read_to_end(said).await.ok(); // what it said is no reason to fail
+    tokio::io::copy(&mut pipe, &mut tokio::io::sink())
+        .await
+        .ok();
 }
 
 #[cfg(test)]

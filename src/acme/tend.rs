@@ -153,7 +153,11 @@ impl Tended {
         if !wished && now() < self.due.max(self.patience) {
             return Ok(LOOK_EVERY);
         }
-        match Box::pin(self.attempt(wished)).await? {
+        let attempted = Box::pin(self.attempt(wished)).await;
+        if attempted.is_err() {
+            self.wish = None; // it is not heeded yet
+        }
+        match attempted? {
             Attempt::Done | Attempt::Failed => Ok(Duration::ZERO),
             Attempt::Busy => Ok(LOOK_AT_OTHERS_EVERY),
         }
@@ -166,7 +170,12 @@ impl Tended {
         let Some(found) = found else {
             return self.adopt_last().await;
         };
-        if self.kept.as_ref() == Some(&found) {
+        // An older one than we have is a store that was set back, or somebody who would like a leaked key served again.
+        if self
+            .kept
+            .as_ref()
+            .is_some_and(|kept| *kept == found || found.issued < kept.issued)
+        {
             return Ok(());
         }
         let (chain, key) = (found.chain.as_bytes(), found.key.as_bytes());
@@ -300,7 +309,11 @@ impl Tended {
         attempts: Attempts,
         failures: &[(String, Failure)],
     ) -> Result<(), StoreError> {
-        let asked = failures.iter().filter_map(|(_, f)| f.retry_after()).min();
+        // One that did not ask for patience may be tried soon.
+        let asked = failures
+            .iter()
+            .map(|(_, f)| f.retry_after().unwrap_or_default())
+            .min();
         // Replicas with other settings than ours do not make us hurry.
         let failed = attempts.failures.max(self.failures).saturating_add(1);
         self.failures = failed;

@@ -88,10 +88,9 @@ impl Vault {
 
     /// Goes on with a key that is there, whose announcement is among what is damaged; `verify` tells that it is missing.
     fn open_despite(store: &Store, lost: &VerifierKey) -> Option<(Self, SigningKey)> {
-        let vault = Self::new(store, lost.log_id().to_owned());
-        let bytes = vault.read(KEY).ok()?;
+        let bytes = Self::new(store, lost.log_id().to_owned()).read(KEY).ok()?;
         let key = SigningKey::parse(std::str::from_utf8(&bytes).ok()?)?;
-        let (_, key) = Self::open(store, key.public(), || Ok(None)).ok()?;
+        let (vault, key) = Self::open(store, key.public(), || Ok(None)).ok()?;
         (key.public().name() == lost.name()).then_some((vault, key))
     }
 
@@ -115,7 +114,9 @@ impl Vault {
         let mut vault = Self::new(store, in_force.log_id().to_owned());
         let path = vault.path(KEY);
         let failed = |error| OpenError::io(&path, "read or replace", error);
-        vault.chain = vault.read(CHAIN).map_err(failed)?.len() as u64;
+        // A torn end is written over.
+        let chain = vault.read(CHAIN).map_err(failed)?;
+        vault.chain = memchr::memrchr(b'\n', &chain).map_or(0, |at| at as u64 + 1);
         let held = |name| -> io::Result<Option<SigningKey>> {
             let bytes = vault.read(name)?;
             let key = std::str::from_utf8(&bytes).ok().and_then(SigningKey::parse);

@@ -102,6 +102,11 @@ impl Batch {
         self.taken
     }
 
+    /// Whether it holds what the seats held before.
+    pub(super) fn is_taken(&self) -> bool {
+        self.taken
+    }
+
     /// Where the places of lines go that are durable now; `None` if nobody wants to know.
     pub(super) fn marks(&mut self) -> Option<&mut Vec<Mark>> {
         (!self.wanted.is_empty()).then_some(&mut self.marks)
@@ -172,6 +177,7 @@ impl Shelf {
     /// Leaves the ledger here for the length of a call to device `at`.
     pub(super) fn lay(&self, at: usize, ledger: Ledger) {
         let mut place = self.lock();
+        debug_assert!(place.is_none(), "a second ledger");
         self.board.set_busy(true);
         *place = Some((at, ledger));
     }

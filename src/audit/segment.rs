@@ -110,6 +110,11 @@ impl Store {
         Ok(segments)
     }
 
+    /// Whether it is the machine's own, not a test's.
+    pub(super) fn is_on_machine(&self) -> bool {
+        matches!(self.disk, Disk::Machine)
+    }
+
     /// Whether both are on one device, as far as that can be told.
     pub(super) fn is_beside(&self, other: &Self) -> bool {
         let device = |store: &Self| store.disk.device(&store.dir).ok();

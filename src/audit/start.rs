@@ -72,10 +72,13 @@ pub(super) fn start(
     metrics: Arc<Metrics>,
 ) -> Result<Desk, OpenError> {
     plan.primary.make_dir(state_dir)?;
-    let lock = opening::lock(state_dir)?;
+    let mut locks = vec![opening::lock(state_dir)?];
     let stores = plan.stores();
     for store in &stores {
         store.make_dir(&store.dir)?;
+    }
+    if let Some(standby) = plan.standby.as_ref().filter(|s| s.is_on_machine()) {
+        locks.push(opening::lock(&standby.dir)?); // another process with the same standby would take its files away
     }
     if let Some(standby) = &plan.standby
         && plan.primary.is_beside(standby)
@@ -120,7 +123,7 @@ pub(super) fn start(
         tag_key,
         log_id,
         written: Mutex::new(Some(written)),
-        _lock: lock,
+        _locks: locks,
     })
 }
 

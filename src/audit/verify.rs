@@ -13,7 +13,7 @@ use super::frame::{Kind, Line};
 use super::note::VerifierKey;
 use super::order::{Order, Placed, order};
 use super::recover::fact;
-use super::scan::{self, Found, Place};
+use super::scan::{self, Damage, Found, Place};
 use super::segment::{Name, Store};
 use super::standby;
 use crate::clock::Id;
@@ -264,7 +264,8 @@ impl Check<'_> {
     fn segment(&mut self, name: Name, found: &Found, last: bool) {
         self.report.segments += 1;
         self.report.superseded += u64::from(found.superseded);
-        self.report.is_damaged = found.damage.is_some();
+        let told = |damage: &Damage| name.closed || damage.followed;
+        self.report.is_damaged = found.damage.as_ref().is_some_and(told);
         let Some(damage) = found.damage else {
             if last && name.closed && !found.finished {
                 let (offset, line) = (found.whole, found.next - name.first + 1);
@@ -288,9 +289,7 @@ impl Check<'_> {
         self.report.last_seq = next - 1;
         self.report.list_open(&self.open, &self.files);
         let end = Place::BEGIN;
-        if let Some(what) = self.seals.finish(&mut self.report) {
-            self.problem(next - 1, end, what);
-        }
+        let (unproven, log) = (self.seals.finish(&mut self.report), self.file.clone());
         for (file, result) in std::mem::take(&mut self.anchors).finish(next - 1) {
             match result {
                 Ok(anchor) => self.report.anchors.push(anchor),
@@ -300,6 +299,11 @@ impl Check<'_> {
                     self.problem(next - 1, Place { offset, line: 1 }, what);
                 }
             }
+        }
+        // Behind what an anchor says, which tells more.
+        if let Some(what) = unproven {
+            self.file = log;
+            self.problem(next - 1, end, what);
         }
         Ok(self.report)
     }

@@ -132,7 +132,9 @@ impl Writer {
     }
 
     fn take(&mut self) -> bool {
-        self.office.board.lower();
+        if !self.ledger.batch.is_taken() {
+            self.office.board.lower(); // otherwise what has been queued since is still to be taken
+        }
         self.ledger.batch.take(&self.office.seats)
     }
 

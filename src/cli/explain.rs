@@ -296,6 +296,7 @@ fn says(verdict: Verdict) -> &'static str {
         Verdict::Dialled => "may be dialled",
         Verdict::NoFixedAddress => "not dialled: no fixed address of its family",
         Verdict::Ours => "denied: it is our own; a rule can allow it by naming this very address",
+        Verdict::Denied => "denied: an earlier rule denies this address",
         Verdict::Special => {
             "denied: special-purpose or private; a rule can allow it with `addresses`"
         }

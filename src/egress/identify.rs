@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aws_lc_rs::{hmac, pbkdf2};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::addr::Peer;
 use crate::config::typed::{Password, PasswordHash};
@@ -14,6 +15,8 @@ use crate::{clock, workers};
 
 /// Passwords that are remembered to be right; more than are ever configured.
 const VERIFIED_MAX: usize = 1024;
+/// Hashes worked out at the same time, by each worker: a flood of guesses waits for itself.
+const HASHING_MAX: usize = 2;
 
 /// What a client says of itself.
 #[derive(Clone, Copy)]
@@ -52,6 +55,7 @@ pub(super) async fn who(
         let Some(claim) = claim.filter(|claim| claim.user == client.name.as_bytes()) else {
             continue;
         };
+        let _turn = verified.turn(claim.password, password).await;
         limits.try_password(address, &client.name)?;
         let right = match password {
             Password::Plain(password) => equal(claim.password, &password.0),
@@ -70,6 +74,7 @@ pub(super) async fn who(
 pub(super) struct Verified {
     key: hmac::Key,
     tags: Mutex<HashSet<Box<[u8]>>>,
+    hashing: Semaphore,
 }
 
 impl Verified {
@@ -79,6 +84,18 @@ impl Verified {
         Self {
             key: hmac::Key::new(hmac::HMAC_SHA256, &key),
             tags: Mutex::default(),
+            hashing: Semaphore::new(HASHING_MAX),
+        }
+    }
+
+    /// Waits until a hash may be worked out, if one has to be. Whoever waited behind the first of many with the same
+    /// password finds it known.
+    async fn turn(&self, claimed: &[u8], password: &Password) -> Option<SemaphorePermit<'_>> {
+        match password {
+            Password::Hashed(hash) if !self.lock().contains(&self.tag(claimed, hash)) => {
+                self.hashing.acquire().await.ok() // it is never closed
+            }
+            Password::Hashed(_) | Password::Plain(_) => None,
         }
     }
 

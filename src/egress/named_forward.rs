@@ -34,6 +34,11 @@ pub(super) async fn serve(
     peer: Peer,
     forward: &Forward,
 ) {
+    if !forward.from.contains(peer.socket().ip()) {
+        // A stranger is told nothing.
+        egress.denied(forward.listen, peer, None, "", Refusal::ClientDenied);
+        return reset(&tcp);
+    }
     let ask = Ask {
         id: Id::new(),
         listen: forward.listen,

@@ -50,7 +50,7 @@ impl Egress {
     pub async fn questions(
         self: Arc<Self>,
         mut tcp: TcpStream,
-        session: Session,
+        mut session: Session,
         listen: SocketAddr,
     ) {
         let Ok(peer) = tcp.peer_addr().map(Peer::new) else {
@@ -63,6 +63,9 @@ impl Egress {
         if transparent.is_none_or(|t| expected(&t.clients, peer).is_none()) {
             // Who is no client may not hold a session by being silent.
             return self.denied(listen, peer, None, "", Refusal::ClientDenied);
+        }
+        if let Err(refusal) = session.claim(peer.socket().ip()) {
+            return self.denied(listen, peer, None, "", refusal);
         }
         tcp.set_nodelay(true).ok(); // a socket that cannot take an option is about to fail by itself
         loop {

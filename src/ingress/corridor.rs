@@ -6,11 +6,13 @@
 //! it cannot lead to a request, a record of one, or an upstream.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use bytes::Bytes;
 use rustls::server::Acceptor;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::sync::SemaphorePermit;
 use tokio::time::timeout;
 use tokio_rustls::{LazyConfigAcceptor, StartHandshake};
 
@@ -23,6 +25,10 @@ use super::Ingress;
 /// Answers to one challenge that are recorded; further ones are counted. Certificate authorities ask from some five
 /// places.
 const RECORDED_MAX: u64 = 16;
+/// In the corridor at the same time, by each worker: they must not take the places of those who are on the list.
+pub(super) const STRANGERS_MAX: usize = 32;
+/// For a stranger to say what it wants.
+const GREETING_LIMIT: Duration = Duration::from_secs(3);
 /// Of a request on port 80: a head of a certificate authority is a third of it.
 const HEAD_BYTES_MAX: usize = 2048;
 
@@ -35,8 +41,11 @@ impl Ingress {
         listen: SocketAddr,
         served: &Served,
     ) -> Result<(), Refusal> {
+        let _place = self.place()?;
         let greeting = LazyConfigAcceptor::new(Acceptor::default(), tcp);
-        let started = greeting.await.map_err(|_| Refusal::ClientDenied)?;
+        let greeted = timeout(GREETING_LIMIT, greeting).await;
+        let started = greeted.ok().and_then(Result::ok);
+        let started = started.ok_or(Refusal::ClientDenied)?;
         self.challenged(started, client, listen, served)
             .await
             .map_err(|_| Refusal::ClientDenied)
@@ -78,7 +87,8 @@ impl Ingress {
         listen: SocketAddr,
         challenges: &Challenges,
     ) -> Result<(), Refusal> {
-        let head = timeout(self.timers.head, head(&mut tcp)).await;
+        let _place = self.place()?;
+        let head = timeout(GREETING_LIMIT, head(&mut tcp)).await;
         let head = head.ok().flatten().ok_or(Refusal::ClientDenied)?;
         let path = challenge_path(&head).ok_or(Refusal::ClientDenied)?;
         let given = challenges.answer_http(path);
@@ -90,6 +100,12 @@ impl Ingress {
         self.farewell(tcp, Bytes::from(reply)).await;
         self.answered(listen, client, "http-01", "", before);
         Ok(())
+    }
+
+    fn place(&self) -> Result<SemaphorePermit<'_>, Refusal> {
+        self.strangers
+            .try_acquire()
+            .map_err(|_| Refusal::ClientDenied)
     }
 
     /// Counts an answer, and records it as long as there are not many of the same.

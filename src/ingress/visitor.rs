@@ -22,6 +22,9 @@ use crate::wire::http::{Authority, authority};
 
 use super::pulse::Pulse;
 
+/// A certificate between that of a client and an authority may end at any time: how often the whole chain is judged.
+const CHAIN_AGAIN: Duration = Duration::from_secs(60);
+
 /// A client connection after its handshake.
 pub(super) struct Visitor {
     pub(super) listen: SocketAddr,
@@ -102,7 +105,8 @@ impl Visitor {
         entrance.tls.welcomes(principal)
     }
 
-    /// Ends when this client must be judged again: everyone was told to since `occasion`, or its certificate is over.
+    /// Ends when this client must be judged again: everyone was told to since `occasion`, or its certificate is over,
+    /// or what stands between that and an authority may be.
     pub(super) async fn judged_again(&self, occasion: Occasion) -> Occasion {
         let over = async {
             match &self.shown {
@@ -111,7 +115,7 @@ impl Visitor {
                     // Its last second is still its own.
                     let end = Duration::from_secs(shown.principal.expires().saturating_add(1));
                     let now = Duration::from_nanos(clock::wall_ns());
-                    sleep(end.saturating_sub(now)).await;
+                    sleep(end.saturating_sub(now).min(CHAIN_AGAIN)).await;
                 }
             }
         };

@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 const FAILURES_MAX: u32 = 10;
 const WINDOW: Duration = Duration::from_secs(60);
 const KEYS_MAX: usize = 4096;
+/// The address of what newcomers to a full table share.
+const SHARED: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
 type Table = HashMap<(IpAddr, Arc<str>), (u32, Instant)>;
 
@@ -28,7 +30,7 @@ impl Failures {
         if table.len() >= KEYS_MAX && !table.contains_key(&key) {
             table.retain(|_, (_, since)| now.saturating_duration_since(*since) < WINDOW);
             if table.len() >= KEYS_MAX {
-                key.0 = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+                key.0 = SHARED;
             }
         }
         let (count, since) = table.entry(key).or_insert((0, now));
@@ -43,7 +45,10 @@ impl Failures {
     /// Takes back a try that was right.
     pub(super) fn succeeded(&self, client: IpAddr, user: &Arc<str>) {
         let mut table = self.lock();
-        let key = (network(client), Arc::clone(user));
+        let mut key = (network(client), Arc::clone(user));
+        if !table.contains_key(&key) {
+            key.0 = SHARED; // it came when the table was full
+        }
         if let Some((count, _)) = table.get_mut(&key) {
             *count = count.saturating_sub(1);
             if *count == 0 {

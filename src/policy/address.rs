@@ -41,6 +41,8 @@ pub enum Verdict {
     NoFixedAddress,
     /// It is our own, or leads to a listener of ours.
     Ours,
+    /// An earlier rule denies it.
+    Denied,
     /// It is special-purpose or private, and the rule does not name it.
     Special,
 }
@@ -115,6 +117,13 @@ fn judge(address: IpAddr, port: u16, allowed: &Allowed, own: &Own) -> Verdict {
     // Connecting to the unspecified address reaches loopback, past everything said about that.
     if address.is_unspecified() || own.is_door(address, port) || own.synthetic.contains(address) {
         return Verdict::Ours;
+    }
+    let embedded = match address {
+        IpAddr::V6(v6) => nat64(v6).map(IpAddr::V4),
+        IpAddr::V4(_) => None,
+    };
+    if allowed.denies(address) || embedded.is_some_and(|v4| allowed.denies(v4)) {
+        return Verdict::Denied;
     }
     let unless_ours = |ours: bool| {
         if ours {

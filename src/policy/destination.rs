@@ -17,6 +17,7 @@ use crate::outcome::Refusal;
 /// Denied unless a rule lists the port: nobody sends mail from the address that customers trust.
 const SMTP_PORT: u16 = 25;
 /// Every port but [`SMTP_PORT`].
+const PORTS_ALL: [(u16, u16); 1] = [(1, u16::MAX)];
 const PORTS_BY_DEFAULT: [(u16, u16); 2] = [(1, SMTP_PORT - 1), (SMTP_PORT + 1, u16::MAX)];
 /// Name services of cloud machines: only a rule with exactly this name reaches them.
 const METADATA_NAMES: [&str; 2] = ["instance-data", "metadata.google.internal"];
@@ -61,6 +62,8 @@ pub struct Allowed {
     special: Arc<Special>,
     literal: Literal,
     would_deny: bool,
+    /// Networks that rules before it deny.
+    denied: Vec<IpNet>,
 }
 
 /// How the rule names an address that was asked for as such.
@@ -117,12 +120,31 @@ impl Destinations {
         if self.rules.is_empty() {
             return open(destination);
         }
-        for rule in &self.rules {
+        for (at, rule) in self.rules.iter().enumerate() {
             if let Some(pattern) = rule.matching(client, &destination) {
-                return rule.decide(pattern, destination);
+                let denied = self.denied_before(at, client, destination.port);
+                return Ok(Allowed {
+                    denied,
+                    ..rule.decide(pattern, destination)?
+                });
             }
         }
         Err(Refusal::DestinationDenied)
+    }
+
+    /// The networks that the rules before number `at` deny: a name may not lead where an address may not.
+    fn denied_before(&self, at: usize, client: &str, port: u16) -> Vec<IpNet> {
+        let denying = |rule: &&Rule| {
+            rule.action == Action::Deny && rule.is_for(client) && rule.has_port(port)
+        };
+        let rules = self.rules.iter().take(at).filter(denying);
+        let nets = rules
+            .flat_map(|rule| &rule.patterns)
+            .filter_map(|pattern| match pattern {
+                DestinationPattern::Net(net) => Some(*net),
+                _ => None,
+            });
+        nets.collect()
     }
 }
 
@@ -135,7 +157,7 @@ impl Destinations {
         // What no earlier rule has denied.
         let mut left = vec![(1, u16::MAX)];
         for rule in &self.rules {
-            if !rule.is_for(client) || !rule.patterns.iter().any(|p| matches(p, host)) {
+            if !rule.is_for(client) || !rule.patterns.iter().any(|p| rule.matches(p, host)) {
                 continue;
             }
             if rule.action != Action::Deny {
@@ -184,7 +206,18 @@ impl Rule {
         }
         self.patterns
             .iter()
-            .find(|pattern| matches(pattern, &destination.host))
+            .find(|pattern| self.matches(pattern, &destination.host))
+    }
+
+    /// What is denied is denied in the widest sense: local names are below their zone, and any name is one.
+    fn matches(&self, pattern: &DestinationPattern, host: &Host) -> bool {
+        match (pattern, host) {
+            (DestinationPattern::Any, _) if self.action == Action::Deny => true,
+            (DestinationPattern::Below(zone), Host::Name(name)) if self.action == Action::Deny => {
+                below(name, zone)
+            }
+            _ => matches(pattern, host),
+        }
     }
 
     fn is_for(&self, client: &str) -> bool {
@@ -193,10 +226,10 @@ impl Rule {
 
     /// The ports it is about.
     fn ranges(&self) -> &[(u16, u16)] {
-        if self.ports.is_empty() {
-            &PORTS_BY_DEFAULT
-        } else {
-            &self.ports
+        match (self.ports.is_empty(), self.action) {
+            (false, _) => &self.ports,
+            (true, Action::Deny) => &PORTS_ALL,
+            (true, Action::Allow | Action::Report) => &PORTS_BY_DEFAULT,
         }
     }
 
@@ -232,6 +265,7 @@ impl Rule {
             rule: Arc::clone(&self.name),
             special: Arc::clone(&self.special),
             would_deny: self.action == Action::Report,
+            denied: Vec::new(),
         })
     }
 }
@@ -240,6 +274,11 @@ impl Allowed {
     /// What was asked for.
     pub fn destination(&self) -> &Destination {
         &self.destination
+    }
+
+    /// Whether an earlier rule denies `address`.
+    pub fn denies(&self, address: IpAddr) -> bool {
+        self.denied.iter().any(|net| holds(net, address))
     }
 
     /// The rule that allowed it.
@@ -279,6 +318,7 @@ fn open(destination: Destination) -> Result<Allowed, Refusal> {
         special: Arc::default(),
         literal: Literal::No,
         would_deny: false,
+        denied: Vec::new(),
     })
 }
 
@@ -351,6 +391,35 @@ mod tests {
 
     fn exact(text: &str) -> DestinationPattern {
         DestinationPattern::Exact(Host::parse(text).unwrap())
+    }
+
+    #[test]
+    fn a_denied_network_is_denied_to_names_and_a_deny_is_meant_in_the_widest_sense() {
+        let net = DestinationPattern::Net("10.0.5.0/24".parse().unwrap());
+        let zone = || DestinationPattern::Below("corp.example".into());
+        let judged = Destinations::new(&[
+            rule("secret", vec![net], Action::Deny),
+            rule("corp", vec![zone()], Action::Allow),
+        ]);
+        let allowed = judged.judge("app", to("db.corp.example:5432")).unwrap();
+        assert!(allowed.denies("10.0.5.9".parse().unwrap()));
+        assert!(allowed.denies("::ffff:10.0.5.9".parse().unwrap()));
+        assert!(!allowed.denies("10.0.6.9".parse().unwrap()));
+        let mut mail = rule("mail", vec![exact("mail.corp.example")], Action::Allow);
+        mail.ports = vec![(25, 25)];
+        let local = rule("local", vec![exact("localhost")], Action::Allow);
+        for denied in [zone(), DestinationPattern::Any] {
+            let rules = [rule("no", vec![denied], Action::Deny), mail.clone()];
+            let to = to("mail.corp.example:25");
+            assert!(Destinations::new(&rules).judge("app", to).is_err());
+        }
+        let rules = [
+            rule("no", vec![DestinationPattern::Any], Action::Deny),
+            local,
+        ];
+        let judged = Destinations::new(&rules);
+        assert!(judged.judge("app", to("localhost:80")).is_err());
+        assert!(!judged.could_allow("app", &Host::parse("localhost").unwrap()));
     }
 
     #[test]

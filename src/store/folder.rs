@@ -31,7 +31,7 @@ impl Drop for Lock {
 }
 
 /// A sealed blob is longer than what it holds.
-const FILE_BYTES_MAX: usize = 2 * BLOB_BYTES_MAX;
+const FILE_BYTES_MAX: u64 = 2 * BLOB_BYTES_MAX as u64;
 
 impl Folder {
     pub(super) fn new(root: &Path) -> Self {
@@ -42,8 +42,8 @@ impl Folder {
 
     pub(super) fn get(&self, name: &str) -> Result<Option<Zeroizing<Vec<u8>>>, StoreError> {
         let path = self.root.join(name);
-        match Disk::Machine.read(&path) {
-            Ok(bytes) if bytes.len() > FILE_BYTES_MAX => Err(StoreError::Foreign {
+        match disk::regular(&path, FILE_BYTES_MAX) {
+            Err(error) if error.kind() == io::ErrorKind::FileTooLarge => Err(StoreError::Foreign {
                 name: name.to_owned(),
                 why: "too large".to_owned(),
             }),

@@ -37,8 +37,10 @@ type Look = Vec<Option<Identity>>;
 /// What has been told of time running out.
 #[derive(Clone, Copy, Default)]
 struct Told {
-    stale: bool,
-    expired: bool,
+    /// How many lists are out of date.
+    stale: usize,
+    /// How many authorities are over.
+    expired: usize,
 }
 
 impl Asking {
@@ -136,18 +138,19 @@ impl Asking {
         trust.stale(second).chain(trust.expired(second)).collect()
     }
 
-    /// Says once that a list is out of date, and once that an authority is over.
+    /// Says of each list once that it is out of date, and of each authority that it is over.
     fn look_at_end(&mut self, second: i64) -> Option<Notice> {
         let trust = self.believed()?.load_full();
-        let stale = trust.stale(second).next();
-        if let Some(error) = stale.filter(|_| !self.told.stale) {
-            self.told.stale = true;
-            return Some(self.notice(Notice::LIST_STALE, Level::ERROR, error.to_string()));
+        let (stale, expired) = (trust.stale(second).count(), trust.expired(second).count());
+        if stale > self.told.stale {
+            self.told.stale = stale;
+            let says = all(trust.stale(second));
+            return Some(self.notice(Notice::LIST_STALE, Level::ERROR, says));
         }
-        let expired = trust.expired(second).next();
-        if let Some(error) = expired.filter(|_| !self.told.expired) {
-            self.told.expired = true;
-            return Some(self.notice("client_authority_expired", Level::WARN, error.to_string()));
+        if expired > self.told.expired {
+            self.told.expired = expired;
+            let says = all(trust.expired(second));
+            return Some(self.notice("client_authority_expired", Level::WARN, says));
         }
         None
     }
@@ -169,6 +172,11 @@ impl Asking {
             says,
         }
     }
+}
+
+fn all(errors: impl Iterator<Item = ClientAuthError>) -> String {
+    let said: Vec<_> = errors.map(|error| error.to_string()).collect();
+    said.join("; ")
 }
 
 fn look(auth: &ClientAuth) -> Look {

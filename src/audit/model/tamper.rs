@@ -309,6 +309,20 @@ fn a_log_cut_anywhere_is_shown_by_an_anchor() {
 }
 
 #[test]
+fn a_log_without_a_seal_follows_from_no_key() {
+    let forger = Forger::new();
+    forger.write(&forger.lines[..1]);
+    let trust = Trust {
+        key: Some(first_key(&forger.lines)),
+        anchors: Vec::new(),
+    };
+    let report = judge(&forger.store, &trust);
+    assert!(!report.key_given);
+    let problem = report.problem.unwrap();
+    assert!(problem.what.contains("no seal leads"), "{problem:?}");
+}
+
+#[test]
 fn a_log_made_anew_holds_against_itself_only() {
     let (original, other) = (Forger::new(), Forger::new());
     let anchor = anchored(&original.lines);

@@ -205,6 +205,10 @@ impl Stream {
         }
         match self.wrong.take() {
             Some((offset, what)) => Err((self.report, offset, what)),
+            None if self.report.matched == 0 => {
+                let what = "the anchor has no note about the records that are here: it proves nothing of them";
+                Err((self.report, 0, what.to_owned()))
+            }
             None => Ok(self.report),
         }
     }

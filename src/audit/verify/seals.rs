@@ -18,6 +18,8 @@ pub(super) struct Seals {
     given: Option<VerifierKey>,
     /// Whether what is read follows from the given key.
     reached: bool,
+    /// Whether a seal was signed with a key that follows from it.
+    borne: bool,
     first: Option<VerifierKey>,
     /// `None` where lines are missing, until a segment begins.
     edge: Option<Edge>,
@@ -34,6 +36,7 @@ impl Seals {
         Self {
             given,
             reached: false,
+            borne: false,
             first: None,
             edge: None,
             key: None,
@@ -147,6 +150,7 @@ impl Seals {
             ));
         }
         self.sealed = checkpoint.size;
+        self.borne |= self.reached;
         Ok(())
     }
 
@@ -155,7 +159,7 @@ impl Seals {
         report.seals = self.count;
         report.sealed_seq = self.sealed;
         report.unsealed = report.last_seq.saturating_sub(self.sealed);
-        report.key_given = self.reached;
+        report.key_given = self.reached && self.borne;
         if let Some(first) = &self.first {
             report.log_id = first.log_id().to_owned();
             report.key = first.to_string();
@@ -171,7 +175,7 @@ impl Seals {
                 given.name()
             ));
         }
-        (!self.reached)
+        (!self.reached || !self.borne)
             .then(|| "no seal leads from the key that was given to the keys of this log".to_owned())
     }
 }

@@ -20,7 +20,9 @@ impl Writer {
     pub(super) fn keep_sealed(&mut self, now: Instant) -> Result<(), Relieved> {
         let step = match self.seal_due(now) {
             _ if self.ledger.down.is_some() => return Ok(()),
-            _ if self.device.is_nearly_full() => Self::turn_over,
+            _ if self.device.is_nearly_full() && !self.office.board.room.is_short() => {
+                Self::turn_over
+            }
             Some(Duration::ZERO) if !self.office.board.room.take(SEAL_BYTES_MAX) => return Ok(()),
             Some(Duration::ZERO) => Self::seal_now,
             _ => return Ok(()),
@@ -63,8 +65,11 @@ impl Writer {
 
     /// Seals and closes the segment, if there is one.
     pub(super) fn close_segment(&mut self) -> Result<(), Halt> {
-        if let Err(Halt::Failed(error)) = self.seal_segment() {
-            tracing::warn!(%error, "audit segment could not be sealed; the next one seals its records");
+        match self.seal_segment() {
+            Err(Halt::Failed(error)) => {
+                tracing::warn!(%error, "audit segment could not be sealed; the next one seals its records");
+            }
+            sealed => sealed?, // who was relieved meanwhile has no ledger to go on with
         }
         if let Some(lost) = self.call(|device| Ok(device.close()))? {
             self.tell_lost(&lost);

@@ -113,6 +113,7 @@ impl Arguments {
         };
         let families = families(transparent);
         self.fits(mode, &families)?;
+        self.keeps_clear(transparent)?;
         let mut out = self.preface(mode != transparent.mode);
         let hook = if self.from.is_empty() {
             "output"
@@ -134,6 +135,7 @@ impl Arguments {
         plain_chain(&mut out, "diverted", &diverted);
         if mode == Diversion::Tproxy {
             let mut handed = vec![
+                "ct direction reply return".to_owned(), // answers of servers in there
                 "meta l4proto != tcp return".to_owned(),
                 "tcp dport 53 return".to_owned(),
             ];
@@ -175,6 +177,20 @@ impl Arguments {
         }
         self.epilogue(&mut out, &families);
         Ok(out)
+    }
+
+    /// What would lead past us is not printed.
+    fn keeps_clear(&self, transparent: &Transparent) -> Result<(), Misfit> {
+        let over = |net: &&IpNet| {
+            let mut blocks = transparent.synthetic.nets();
+            blocks.any(|block| net.contains(&block) || block.contains(*net))
+        };
+        match self.direct.iter().find(over) {
+            None => Ok(()),
+            Some(net) => Err(Misfit(format!(
+                "--direct {net} overlaps `egress.transparent.synthetic`, so that connections to names would go past Tollgate; give a narrower network, or choose another block"
+            ))),
+        }
     }
 
     /// What could not work is not printed.

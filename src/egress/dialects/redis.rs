@@ -11,11 +11,13 @@ use super::{Says, Step};
 
 /// Of one command; drivers send two or three words when they connect.
 const WORDS_MAX: usize = 64;
+/// In one step: an empty line is a command too, and each is answered with many more bytes than it has.
+const ANSWERS_MAX: usize = 16;
 
 pub(super) fn step(heard: &[u8], says: &Says) -> Step {
     let mut rest = Rest(heard);
     let (mut used, mut answers) = (0, Vec::new());
-    loop {
+    for _ in 0..ANSWERS_MAX {
         match rest.command() {
             Some(true) => {
                 used = heard.len().saturating_sub(rest.0.len());
@@ -23,13 +25,12 @@ pub(super) fn step(heard: &[u8], says: &Says) -> Step {
             }
             Some(false) if used == 0 => return Step::Mute,
             None if used == 0 => return Step::More,
-            Some(false) | None => {
-                return Step::Say {
-                    used,
-                    bytes: answers,
-                };
-            }
+            Some(false) | None => break,
         }
+    }
+    Step::Say {
+        used,
+        bytes: answers,
     }
 }
 
@@ -82,6 +83,15 @@ mod tests {
                 kind: Kind::Forbidden,
             },
         )
+    }
+
+    #[test]
+    fn empty_lines_do_not_become_a_flood_of_answers() {
+        let Step::Say { used, bytes } = hear(&[b'\n'; 32 * 1024]) else {
+            panic!("nothing is said");
+        };
+        assert_eq!(used, ANSWERS_MAX);
+        assert_eq!(bytes.len(), ANSWERS_MAX * b"-ERR egress: no\r\n".len());
     }
 
     #[test]

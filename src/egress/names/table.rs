@@ -89,7 +89,9 @@ impl Table {
         policy: impl Iterator<Item = &'n str>,
         now: Instant,
     ) {
-        if self.synthetic != *synthetic {
+        if self.synthetic.v4 == synthetic.v4 {
+            self.synthetic.v6 = synthetic.v6; // every name keeps its place
+        } else {
             let block = self.block + 1;
             *self = Self {
                 block,
@@ -97,7 +99,6 @@ impl Table {
             };
         }
         let clients = u32::try_from(clients.max(1)).unwrap_or(u32::MAX);
-        self.share = (self.capacity() / clients).max(1);
         for entry in self.entries.values_mut() {
             if entry.owner == Owner::Policy {
                 entry.owner = Owner::Nobody;
@@ -110,6 +111,13 @@ impl Table {
         for name in names.into_iter().take(self.capacity() as usize / 2) {
             self.adopt(name, Owner::Policy, now);
         }
+        // What is left of the names that the policy holds, to each client the same.
+        let held = self.entries.values();
+        let held = held.filter(|e| matches!(e.owner, Owner::Policy)).count();
+        let left = self
+            .capacity()
+            .saturating_sub(u32::try_from(held).unwrap_or(u32::MAX));
+        self.share = (left / clients).max(1);
     }
 
     /// The addresses for `name`, which `client` asks for; `None` if no more names can be held for it.

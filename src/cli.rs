@@ -30,7 +30,7 @@ struct Arguments {
 enum Command {
     /// Certificates that are ordered: how they are, and a new one now
     Acme(acme::Arguments),
-    /// Read the audit log: verify it or search it, while it is written or on a copy
+    /// Read the audit log: verify it, search it, prove one record; while it is written or on a copy
     Audit(audit::Arguments),
     /// Check a configuration and everything it names, and change nothing
     Check(check::Arguments),

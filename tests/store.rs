@@ -188,6 +188,10 @@ async fn a_server_that_is_gone_or_wants_another_password_is_named() {
         "{text}"
     );
     assert!(!text.contains("guessed"), "{text}");
+    // What somebody else has put there is not read without end.
+    running.ask(&["-n", "2", "setrange", "tollgate:large", "100000000", "x"]);
+    let large = store.get("large").await.unwrap_err();
+    assert!(large.to_string().contains("too large"), "{large}");
     let port = running.port();
     drop(running);
     let text = store.get("a").await.unwrap_err().to_string();

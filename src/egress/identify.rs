@@ -2,9 +2,11 @@
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use aws_lc_rs::{hmac, pbkdf2};
 use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::timeout;
 
 use crate::addr::Peer;
 use crate::config::typed::{Password, PasswordHash};
@@ -17,6 +19,8 @@ use crate::{clock, workers};
 const VERIFIED_MAX: usize = 1024;
 /// Hashes worked out at the same time, by each worker: a flood of guesses waits for itself.
 const HASHING_MAX: usize = 2;
+/// How long a password waits for that.
+const TURN_LIMIT: Duration = Duration::from_secs(5);
 
 /// What a client says of itself.
 #[derive(Clone, Copy)]
@@ -55,7 +59,7 @@ pub(super) async fn who(
         let Some(claim) = claim.filter(|claim| claim.user == client.name.as_bytes()) else {
             continue;
         };
-        let _turn = verified.turn(claim.password, password).await;
+        let _turn = verified.turn(claim.password, password).await?;
         limits.try_password(address, &client.name)?;
         let right = match password {
             Password::Plain(password) => equal(claim.password, &password.0),
@@ -89,13 +93,19 @@ impl Verified {
     }
 
     /// Waits until a hash may be worked out, if one has to be. Whoever waited behind the first of many with the same
-    /// password finds it known.
-    async fn turn(&self, claimed: &[u8], password: &Password) -> Option<SemaphorePermit<'_>> {
+    /// password finds it known; who waited too long is refused.
+    async fn turn(
+        &self,
+        claimed: &[u8],
+        password: &Password,
+    ) -> Result<Option<SemaphorePermit<'_>>, Refusal> {
         match password {
             Password::Hashed(hash) if !self.lock().contains(&self.tag(claimed, hash)) => {
-                self.hashing.acquire().await.ok() // it is never closed
+                let turn = timeout(TURN_LIMIT, self.hashing.acquire()).await;
+                let turn = turn.map_err(|_| Refusal::CredentialsBarred)?;
+                Ok(turn.ok()) // it is never closed
             }
-            Password::Hashed(_) | Password::Plain(_) => None,
+            Password::Hashed(_) | Password::Plain(_) => Ok(None),
         }
     }
 
@@ -275,6 +285,17 @@ mod tests {
             salt: salt[..].into(),
             hash: hash.into(),
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_too_long_behind_a_flood_of_guesses_is_refused() {
+        let mut gate = gate(&[("jobs", "10.0.0.0/8", Some(""))]);
+        gate.clients[0].password = Some(Password::Hashed(pbkdf2_of(b"Password", 1000)));
+        let (verified, limits, at) = (Verified::new(), limits(), peer("10.0.0.1"));
+        let busy = verified.hashing.acquire_many(HASHING_MAX as u32).await;
+        let asked = who(&verified, &limits, &gate, at, claim("jobs", "Password")).await;
+        assert_eq!(asked, Err(Refusal::CredentialsBarred));
+        drop(busy);
     }
 
     #[tokio::test]

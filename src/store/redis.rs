@@ -22,7 +22,7 @@ use crate::config::typed::RedisStore;
 use crate::reach::{Reach, Trust, TrustError};
 use crate::workers;
 
-use super::StoreError;
+use super::{BLOB_BYTES_MAX, StoreError};
 
 pub(super) struct Redis {
     server: RedisStore,
@@ -47,6 +47,8 @@ const COMMAND_LIMIT: Duration = Duration::from_secs(5);
 const LEASE: Duration = Duration::from_secs(30);
 const RENEW_EVERY: Duration = Duration::from_secs(5);
 
+/// A sealed blob is longer than what it holds.
+const FOUND_BYTES_MAX: usize = 2 * BLOB_BYTES_MAX;
 const RENEW: &str = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end return 0";
 const RELEASE: &str =
     "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0";
@@ -65,9 +67,21 @@ impl Redis {
 
     pub(super) async fn get(&self, name: &str) -> Result<Option<Zeroizing<Vec<u8>>>, StoreError> {
         let mut command = Cmd::new();
-        command.arg("GET").arg(key(name));
-        let found: Option<Vec<u8>> = self.ask(&command).await?;
-        Ok(found.map(Zeroizing::new))
+        // One byte more than there may be: whoever else writes there cannot make us read without end.
+        command
+            .arg("GETRANGE")
+            .arg(key(name))
+            .arg(0)
+            .arg(FOUND_BYTES_MAX);
+        let found: Vec<u8> = self.ask(&command).await?;
+        match found.len() {
+            0 => Ok(None), // nothing is kept empty
+            length if length > FOUND_BYTES_MAX => Err(StoreError::Foreign {
+                name: name.to_owned(),
+                why: "too large".to_owned(),
+            }),
+            _ => Ok(Some(Zeroizing::new(found))),
+        }
     }
 
     pub(super) async fn put(&self, name: &str, blob: &[u8]) -> Result<(), StoreError> {
@@ -226,7 +240,7 @@ fn why(error: &RedisError) -> String {
         _ if error.kind() == ErrorKind::AuthenticationFailed => REFUSED.to_owned(),
         Some("NOAUTH" | "WRONGPASS") => REFUSED.to_owned(),
         Some("NOPERM") => {
-            "its user may not do this; allow GET, SET, DEL and EVAL on tollgate:*".to_owned()
+            "its user may not do this; allow GET, GETRANGE, SET, DEL, PEXPIRE and EVAL on tollgate:*".to_owned()
         }
         _ => error.to_string(),
     }
